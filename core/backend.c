@@ -1,0 +1,133 @@
+/* backend.c: device codes, the table of each backend, the default stream and its scratch. */
+#include "backend_room.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/host.h"
+#include "plugin.h"
+#include "status.h"
+
+enum { MAX_ORDINAL = 16, BACKENDS = 3, SCRATCH_MIN = 1 << 20 };
+
+typedef struct {
+    mci_exec exec;
+    void *data;
+    size_t bytes;
+    int device;
+} device_state;
+
+static const char *const names[BACKENDS] = {"cpu", "fake", "cuda"};
+static const mci_backend *backends[BACKENDS];
+static device_state states[BACKENDS][MAX_ORDINAL];
+
+static const mci_backend *open_cuda(void) {
+    char reason[512];
+    mci_backend_entry entry;
+    void *symbol = mci_plugin_symbol("cuda", "mascon_backend_cuda", reason, sizeof reason);
+    if (!symbol) {
+        mci_fail(MC_EDEVICE,
+                 "device cuda: the CUDA plugin cannot be opened: %s; build with CUDA, or use "
+                 "device = \"cpu\"",
+                 reason);
+        return NULL;
+    }
+    memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from void * to a function */
+    const mci_backend *backend = entry(mci_plugin_services());
+    if (backend && backend->abi != MCI_BACKEND_ABI) {
+        mci_fail(MC_EDEVICE,
+                 "device cuda: the plugin is of another version (ABI %u, wanted %d); install both "
+                 "together",
+                 backend->abi, MCI_BACKEND_ABI);
+        return NULL;
+    }
+    return backend;
+}
+
+static const mci_backend *open_backend(int i) {
+    if (!backends[i]) {
+        const mci_backend *b = i == 0   ? mci_cpu_backend()
+                               : i == 1 ? mci_fake_backend()
+                                        : open_cuda();
+        backends[i] = b;
+    }
+    return backends[i];
+}
+
+const mci_backend *mci_backend_of(int device) {
+    return open_backend(device >> 8);
+}
+
+static void *scratch(mci_exec *exec, size_t bytes) {
+    device_state *s = exec->owner;
+    if (bytes > s->bytes) {
+        const mci_backend *b = mci_backend_of(s->device);
+        size_t want = bytes < SCRATCH_MIN ? (size_t)SCRATCH_MIN : bytes + bytes / 4;
+        void *data;
+        if (b->alloc(exec, want, &data) != MC_OK) return NULL;
+        if (s->data) b->free(exec, s->data, s->bytes);
+        s->data = data;
+        s->bytes = want;
+    }
+    return s->data;
+}
+
+mci_exec *mci_exec_of(int device) {
+    device_state *s = &states[device >> 8][device & 255];
+    if (!s->exec.owner) {
+        s->device = device;
+        s->exec = (mci_exec){.ordinal = device & 255, .scratch = scratch, .owner = s};
+    }
+    return &s->exec;
+}
+
+mc_status mc_device_count(const char *backend, int *count) {
+    *count = 0;
+    for (int i = 0; i < BACKENDS; i++) {
+        if (strcmp(backend, names[i]) != 0) continue;
+        const mci_backend *b = open_backend(i);
+        return b ? b->device_count(count) : MC_OK;
+    }
+    return mci_fail(MC_EINVAL, "device_count: no backend \"%s\"; there are cpu, cuda and fake",
+                    backend);
+}
+
+mc_status mc_device_parse(const char *name, int *device) {
+    const char *colon = strchr(name, ':');
+    size_t n = colon ? (size_t)(colon - name) : strlen(name);
+    for (int i = 0; i < BACKENDS; i++) {
+        if (strlen(names[i]) != n || strncmp(name, names[i], n) != 0) continue;
+        long ordinal = 0;
+        char *end = NULL;
+        if (colon) ordinal = strtol(colon + 1, &end, 10);
+        if (colon && (end == colon + 1 || *end || ordinal < 0)) break;
+        const mci_backend *b = open_backend(i);
+        if (!b) return MC_EDEVICE;
+        int count = 0;
+        mc_status status = b->device_count(&count);
+        if (status != MC_OK) return status;
+        if (ordinal >= count || ordinal >= MAX_ORDINAL)
+            return mci_fail(MC_EDEVICE, "device %s: there are %d %s devices, numbered from 0", name,
+                            count, names[i]);
+        *device = i * 256 + (int)ordinal;
+        return MC_OK;
+    }
+    return mci_fail(MC_EINVAL, "device \"%s\": wanted \"cpu\", \"cuda\" or \"cuda:N\"", name);
+}
+
+mc_status mc_device_name(int device, char *buffer, int64_t size) {
+    int backend = device >> 8;
+    if (device < 0 || backend >= BACKENDS)
+        return mci_fail(MC_EINVAL, "device_name: no device has the code %d", device);
+    if (device & 255)
+        snprintf(buffer, (size_t)size, "%s:%d", names[backend], device & 255);
+    else
+        snprintf(buffer, (size_t)size, "%s", names[backend]);
+    return MC_OK;
+}
+
+mc_status mc_device_synchronize(int device) {
+    const mci_backend *b = mci_backend_of(device);
+    return b ? b->synchronize(device & 255) : MC_EDEVICE;
+}

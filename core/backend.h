@@ -1,0 +1,136 @@
+/* backend.h: what a backend (CPU, CUDA plugin, the fake one of the tests) gives to the core, and
+ * what the core gives to it. A plugin includes this header and nothing else of the core.
+ *
+ * A kernel takes views: outputs first, then inputs, NULL for an absent one, in the order of
+ * ops.def. The core has checked shapes, dtypes and devices and has allocated the outputs. A kernel
+ * allocates nothing; scratch comes from exec->scratch. It runs in stream order and reads no device
+ * value on the host.
+ */
+#ifndef MCI_BACKEND_H
+#define MCI_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mascon.h"
+
+enum { MCI_BACKEND_ABI = 1 };
+
+typedef struct mci_view {
+    void *data; /* first element; NULL only when the view has no elements */
+    int32_t dtype;
+    int32_t ndim;
+    int64_t shape[MC_MAX_DIMS];
+    int64_t stride[MC_MAX_DIMS]; /* elements */
+} mci_view;
+
+/* Where a kernel runs. */
+typedef struct mci_exec {
+    int ordinal;  /* device number within the backend */
+    void *stream; /* the backend's own; NULL = its default stream */
+    /* `bytes` of 64-byte aligned memory of the device, owned by (device, stream), valid until the
+     * kernel's work in this stream is done; NULL when out of memory. One call per kernel. */
+    void *(*scratch)(struct mci_exec *exec, size_t bytes);
+    void *owner;
+} mci_exec;
+
+/* The core's services for a plugin. */
+typedef struct mci_services {
+    uint32_t abi;
+    mc_status (*fail)(mc_status code, const char *format, ...)
+        __attribute__((format(printf, 2, 3)));
+} mci_services;
+
+/* -- parameters of the ops, by the name in ops.def --------------------------------------------- */
+
+typedef struct mci_none {
+    int unused;
+} mci_none;
+typedef struct mci_fill_params {
+    double value, step;
+} mci_fill_params;
+typedef struct mci_random_params {
+    double a, b;
+    int64_t low, high;
+} mci_random_params;
+typedef struct mci_scalar_params {
+    double scalar;
+    int has_scalar, reverse;
+} mci_scalar_params;
+typedef struct mci_clamp_params {
+    double low, high;
+} mci_clamp_params;
+/* reduced[i] = 1 when axis i of the input is reduced; the output view keeps those axes with size 1.
+ */
+typedef struct mci_reduce_params {
+    int reduced[MC_MAX_DIMS];
+    int axis;
+} mci_reduce_params;
+typedef struct mci_axis_params {
+    int axis;
+} mci_axis_params;
+typedef struct mci_norm_params {
+    double eps;
+} mci_norm_params;
+typedef struct mci_loss_params {
+    int64_t ignore_index;
+} mci_loss_params;
+typedef struct mci_rope_params {
+    double theta;
+    int64_t first;
+    int inverse;
+} mci_rope_params;
+typedef struct mci_attention_params {
+    double scale;
+    int causal;
+} mci_attention_params;
+typedef struct mci_router_params {
+    double scale;
+    int64_t k, groups, group_topk;
+    int score_function;
+} mci_router_params;
+typedef struct mci_moe_params {
+    double coefficient;
+    int64_t k, experts;
+} mci_moe_params;
+typedef struct mci_optim_params {
+    double beta1, beta2, eps, weight_decay, momentum, dampening;
+    int decoupled, nesterov;
+} mci_optim_params;
+/* zero_tail: rows beyond the splits' sum are zeroed. accumulate: add to the output. */
+typedef struct mci_grouped_params {
+    int zero_tail, accumulate;
+} mci_grouped_params;
+
+typedef mc_status (*mci_kernel)(mci_exec *exec, const mci_view *const *t, const void *params);
+
+enum {
+#define MC_OP(name, outputs, inputs, params) MCI_OP_##name,
+#include "ops.def"
+#undef MC_OP
+    MCI_OP_COUNT
+};
+
+typedef struct mci_backend {
+    uint32_t abi;
+    const char *name; /* "cpu", "cuda", "fake" */
+    mc_status (*device_count)(int *count);
+    /* Memory of the device in stream order; alloc gives MC_ENOMEM with *out = NULL when there is
+     * none. */
+    mc_status (*alloc)(mci_exec *exec, size_t bytes, void **out);
+    void (*free)(mci_exec *exec, void *data, size_t bytes);
+    /* Plain bytes; host memory is ordinary. Each is complete when it returns. */
+    mc_status (*copy_from_host)(mci_exec *exec, void *dst, const void *src, size_t bytes);
+    mc_status (*copy_to_host)(mci_exec *exec, void *dst, const void *src, size_t bytes);
+    mc_status (*stream_new)(int ordinal, void **stream);
+    void (*stream_free)(int ordinal, void *stream);
+    mc_status (*synchronize)(int ordinal);
+    int host_readable; /* 1: the host may follow view->data (the CPU only) */
+    mci_kernel kernels[MCI_OP_COUNT];
+} mci_backend;
+
+/* A plugin's one entry: mascon_backend_<name>(services) gives its table, or NULL after
+ * services->fail. */
+typedef const mci_backend *(*mci_backend_entry)(const mci_services *services);
+
+#endif

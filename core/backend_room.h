@@ -1,0 +1,18 @@
+/* backend_room.h: finds the backend, and the default stream, behind a device code. */
+#ifndef MCI_BACKEND_ROOM_H
+#define MCI_BACKEND_ROOM_H
+
+#include "backend.h"
+
+/* Device code: backend index * 256 + device number. 0 is the CPU. */
+enum { MCI_DEVICE_CPU = 0, MCI_DEVICE_FAKE = 256, MCI_DEVICE_CUDA = 512 };
+
+/* Both are valid for any code that mc_device_parse gave. */
+const mci_backend *mci_backend_of(int device);
+mci_exec *mci_exec_of(int device);
+
+/* The fake backend: the CPU's kernels on memory that the host cannot read outside a kernel
+ * (fake.c). */
+const mci_backend *mci_fake_backend(void);
+
+#endif

@@ -1,0 +1,10 @@
+# Writes the part of HEADER between the cdef marks as a Lua module that returns one string.
+file(READ "${HEADER}" text)
+string(FIND "${text}" "/* >>> cdef */" first)
+string(FIND "${text}" "/* <<< cdef */" last)
+if(first EQUAL -1 OR last EQUAL -1)
+  message(FATAL_ERROR "${HEADER}: the cdef marks are missing")
+endif()
+math(EXPR length "${last} - ${first}")
+string(SUBSTRING "${text}" ${first} ${length} text)
+file(WRITE "${OUT}" "return [=[\n${text}]=]\n")

@@ -1,0 +1,357 @@
+--- The tape: reverse-mode differentiation as plain data.
+--
+-- An op is a table {name =, backward = fn(node, g) -> gradients of its inputs in order}; a node is a table
+-- {edge1, edge2, ..., op =, seq =, and what the op keeps}. An edge is the node that made an input, or
+-- the input itself when it is a leaf, or false when it needs no gradient. Saved tensors are private
+-- handles (`M.save`) with the storage's version, so a node can free them the moment it has run, and a
+-- later in-place write is noticed. Each node runs once, newest first; gradients are summed in that order.
+local lib = require "mascon.lib"
+local args = require "mascon.args"
+local memory = require "mascon.memory"
+
+local C, check = lib.C, lib.check
+local raise = args.raise
+local new, free = memory.new, memory.free
+
+local M = {}
+
+-- Recording is on unless mc.no_grad runs. A table, so that every file sees the same switch.
+local state = { on = true }
+M.state = state
+
+local COLLECT_MIN = 64 * 2 ^ 20 -- live bytes above which backward first collects dead intermediates
+local stats = C.mc_memory_stats()
+
+local seq = 0
+function M.next_seq()
+  seq = seq + 1
+  return seq
+end
+
+--- The edge of an input.
+function M.edge(t)
+  return t.node or (t.rg and t)
+end
+local edge = M.edge
+
+--- Makes `out` the result of a node with the given edges' inputs; returns the node.
+function M.record(out, op, a, b, c)
+  seq = seq + 1
+  local node = { a and edge(a) or false, b and edge(b) or false, c and edge(c) or false, op = op, seq = seq }
+  out.node = node
+  out.rg = true
+  return node
+end
+
+-- A port is the node of one output of a many-output node; it hands its gradient to the parent.
+local PORT = { name = "port" }
+
+--- Makes `outs` (a list, false for outputs without gradient) the results of one node with these inputs.
+function M.record_many(outs, op, inputs)
+  seq = seq + 1
+  local node = { op = op, seq = seq, many = true, grads = {} }
+  for i = 1, #inputs do
+    node[i] = inputs[i] and edge(inputs[i]) or false
+  end
+  node.n = #inputs
+  for i = 1, #outs do
+    local out = outs[i]
+    if out then
+      seq = seq + 1
+      out.node = { node, op = PORT, seq = seq, index = i }
+      out.rg = true
+    end
+  end
+  return node
+end
+
+--- A private handle on `t` for a node to keep; `node` remembers it and its version.
+function M.save(node, t)
+  local alias = new()
+  check(C.mc_alias(alias.h, t.h), t)
+  local saved = node.saved
+  if not saved then
+    saved = {}
+    node.saved = saved
+  end
+  saved[#saved + 1] = alias
+  alias.version_saved = C.mc_tensor_version(t.h)
+  return alias
+end
+
+local function check_saved(node)
+  local saved = node.saved
+  for i = 1, saved and #saved or 0 do
+    local t = saved[i]
+    if t.freed then
+      raise(("backward: a tensor that %s needs was freed by %s"):format(node.op.name, t.freed))
+    end
+    if C.mc_tensor_version(t.h) ~= t.version_saved then
+      raise(("backward: a tensor that %s needs was changed in place after the forward pass (version %d, saved at "
+        .. "%d); clone it before the change"):format(node.op.name, tonumber(C.mc_tensor_version(t.h)),
+        tonumber(t.version_saved)))
+    end
+  end
+end
+
+local function release(node)
+  local saved = node.saved
+  for i = 1, saved and #saved or 0 do
+    free(saved[i], "backward")
+  end
+  node.saved = nil
+  node.done = true
+  for i = 1, node.n or 3 do
+    node[i] = false
+  end
+end
+
+local function is_node(e)
+  return e.op ~= nil
+end
+
+-- Nodes reachable from `root`, newest first.
+local function by_age(a, b)
+  return a.seq > b.seq
+end
+
+local function reachable(root)
+  local list, n, seen, stack, top = {}, 0, { [root] = true }, { root }, 1
+  while top > 0 do
+    local node = stack[top]
+    top = top - 1
+    n = n + 1
+    list[n] = node
+    if node.done then
+      raise(("backward: the graph behind %s was freed by an earlier backward; use {retain_graph = true} there")
+        :format(node.op.name))
+    end
+    for i = 1, node.n or 3 do
+      local e = node[i]
+      if e and is_node(e) and not seen[e] then
+        seen[e] = true
+        top = top + 1
+        stack[top] = e
+      end
+    end
+  end
+  table.sort(list, by_age)
+  return list, n
+end
+
+--- Adds g to what arrived before; `owned` sums belong to this pass and are added to in place.
+local function accumulate(holder, field, flag, g)
+  local had = holder[field]
+  if not had then
+    holder[field] = g
+    holder[flag] = false
+  elseif holder[flag] then
+    had:add_(g)
+  else
+    holder[field] = had + g
+    holder[flag] = true
+  end
+end
+
+-- Where gradients of leaves go: into t.grad, or into a table for mc.autograd.grad. A `fresh` one may be kept as it is.
+local function deliver(leaf, g, into, fresh)
+  local hooks = rawget(leaf, "hooks")
+  if hooks then
+    for i = 1, #hooks do
+      g = hooks[i](g) or g
+    end
+  end
+  if into then
+    local had = into[leaf]
+    into[leaf] = had and had + g or g
+  else
+    leaf:_accumulate_grad(g, fresh and not hooks)
+  end
+end
+
+local function run(list, n, retain, into)
+  for i = 1, n do
+    local node = list[i]
+    local g = node.g
+    if node.many then
+      g = next(node.grads) and node.grads
+    end
+    if g then
+      check_saved(node)
+      local hooks = node.hooks
+      for h = 1, hooks and #hooks or 0 do
+        g = hooks[h](g) or g
+      end
+      local op = node.op
+      if op == PORT then
+        accumulate(node[1].grads, node.index, -node.index, g)
+      else
+        local results = { op.backward(node, g) }
+        for k = 1, node.n or 3 do
+          local e, r = node[k], results[k]
+          if e and r then
+            if is_node(e) then
+              accumulate(e, "g", "g_owned", r)
+            else
+              -- fresh: this call made it, and no one else holds it
+              deliver(e, r, into, r ~= g and r ~= results[k - 1] and r ~= results[k - 2])
+            end
+          end
+        end
+      end
+    end
+    node.g, node.g_owned = nil, nil
+    if node.many then node.grads = {} end
+    if not retain then
+      release(node)
+    end
+    list[i] = false
+  end
+end
+
+local function start(t, grad)
+  if grad == nil then
+    if t:numel() ~= 1 then
+      raise(("backward: wanted a tensor of one element, or a gradient to start from; got shape [%s]")
+        :format(table.concat(t:shape(), ", ")))
+    end
+    return t:new_full(1)
+  end
+  if not t:_same_shape(grad) or grad.dtype ~= t.dtype then
+    raise(("backward: the gradient is %s [%s], the tensor %s [%s]"):format(grad.dtype,
+      table.concat(grad:shape(), ", "), t.dtype, table.concat(t:shape(), ", ")))
+  end
+  return grad
+end
+
+local function clear(list, n)
+  for i = 1, n do
+    local node = list[i]
+    if node then
+      node.g, node.g_owned = nil, nil
+      if node.many then node.grads = {} end
+    end
+  end
+end
+
+local function no_grad(fn, ...)
+  local was = state.on
+  state.on = false
+  local function leave(ok, ...)
+    state.on = was
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return leave(pcall(fn, ...))
+end
+
+--- Runs fn(...) without recording and returns its results.
+M.no_grad = no_grad
+
+local function backward(t, grad, retain, into)
+  if not t.rg then
+    raise("backward: the tensor does not require a gradient: nothing that made it does")
+  end
+  grad = start(t, grad)
+  if not t.node then
+    deliver(t, grad, into)
+    return
+  end
+  if tonumber(stats.live_bytes) > COLLECT_MIN then
+    memory.collect()
+  end
+  local list, n = reachable(t.node)
+  t.node.g, t.node.g_owned = grad, false
+  local ok, err = pcall(run, list, n, retain, into)
+  if not ok then
+    clear(list, n)
+    error(err, 0)
+  end
+end
+
+--- t:backward(grad, {retain_graph = false}): adds d(t)/d(leaf) to the grad of every leaf that requires one.
+-- grad: of t's shape and dtype; may be absent when t has one element. Frees the graph as it goes.
+function M.backward(t, grad, opts)
+  opts = args.options("backward", opts, { retain_graph = { "boolean", false } })
+  no_grad(backward, t, grad, opts.retain_graph, nil)
+end
+
+--- The gradients of scalar `t` with respect to `inputs` (leaves that require grad), as a list; leaves' grad
+-- fields stay as they are. An input that t does not depend on gives nil.
+function M.grad(t, inputs, opts)
+  opts = args.options("autograd.grad", opts, { grad = { "any" }, retain_graph = { "boolean", false } })
+  if type(inputs) ~= "table" or inputs.h then inputs = { inputs } end
+  for i, x in ipairs(inputs) do
+    if x.node or not x.rg then
+      raise(("autograd.grad: input %d is not a leaf that requires a gradient"):format(i))
+    end
+  end
+  local into, out = {}, {}
+  no_grad(backward, t, opts.grad, opts.retain_graph, into)
+  for i, x in ipairs(inputs) do out[i] = into[x] end
+  return out
+end
+
+-- -- ops of one's own --------------------------------------------------------------------------------
+
+local Context = {}
+Context.__index = Context
+
+--- Keeps tensors for backward; get them with ctx:saved_tensors().
+function Context:save_for_backward(...)
+  self.to_save = { n = select("#", ...), ... }
+end
+
+function Context:saved_tensors()
+  return unpack(self.saved or {}, 1, #(self.saved or {}))
+end
+
+local function custom_backward(node, grads)
+  local ctx = node.ctx
+  ctx.saved = node.saved
+  local g = {}
+  for i = 1, node.n_out do
+    g[i] = grads[i] or M.zeros_of(node.shapes[i])
+  end
+  return node.fn.backward(ctx, unpack(g, 1, node.n_out))
+end
+
+--- An op of the user's own: mc.autograd.Function{forward = fn(ctx, ...), backward = fn(ctx, g1, ...)}.
+-- forward runs without recording and returns tensors; backward gets one gradient per output and returns one
+-- gradient (or nil) per argument of forward. ctx keeps plain fields; tensors with ctx:save_for_backward.
+function M.Function(spec)
+  spec = args.options("autograd.Function", spec, {
+    forward = { "function", required = true }, backward = { "function", required = true },
+    name = { "string", "Function" },
+  })
+  local op = { name = spec.name, backward = custom_backward }
+  return function(...)
+    local n_in = select("#", ...)
+    local inputs, needs = { ... }, false
+    for i = 1, n_in do
+      local x = inputs[i]
+      local tensor = type(x) == "table" and rawget(x, "h") ~= nil
+      needs = needs or (tensor and x.rg)
+      inputs[i] = tensor and x or false
+    end
+    local ctx = setmetatable({}, Context)
+    local outs = { no_grad(spec.forward, ctx, ...) }
+    if state.on and needs then
+      for i, out in ipairs(outs) do
+        if out.node or out.rg then outs[i] = out:detach() end
+      end
+      local node = M.record_many(outs, op, inputs)
+      node.ctx, node.fn, node.n_out, node.shapes = ctx, spec, #outs, {}
+      for i, out in ipairs(outs) do
+        node.shapes[i] = { shape = out:shape(), dtype = out.dtype, device = out.device }
+      end
+      for i = 1, ctx.to_save and ctx.to_save.n or 0 do
+        M.save(node, ctx.to_save[i])
+      end
+      ctx.to_save = nil
+    end
+    return unpack(outs)
+  end
+end
+
+return M

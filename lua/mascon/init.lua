@@ -1,0 +1,84 @@
+--- mascon: tensors, mixture-of-experts layers and checkpoints for LuaJIT.
+--
+--     local mc = require "mascon"
+--     local x = mc.randn(4, 3, {requires_grad = true})
+--     (x * x):sum():backward()
+--     print(x.grad)
+local lib = require "mascon.lib"
+local args = require "mascon.args"
+local memory = require "mascon.memory"
+local autograd = require "mascon.autograd"
+local tensor = require "mascon.tensor"
+local ffi = require "ffi"
+
+local C = lib.C
+
+local mc = { version = lib.version }
+
+-- Public names of a room, one by one: what is not listed stays private.
+local function export(room, names)
+  for name in names:gmatch "%S+" do
+    mc[name] = room[name] or error("mascon: no " .. name)
+  end
+end
+
+export(require "mascon.create", [[tensor empty zeros ones full arange empty_like zeros_like ones_like full_like]])
+export(require "mascon.ops", [[add sub mul div pow maximum minimum eq ne lt le gt ge neg abs sign exp log sqrt rsqrt
+  sin cos tanh sigmoid relu gelu silu swiglu floor ceil round isnan isfinite where matmul cat stack equal allclose]])
+export(require "mascon.reduce", [[sum mean max min softmax log_softmax topk argmax]])
+export(require "mascon.random", [[rand randn randint manual_seed get_rng_state set_rng_state]])
+require "mascon.display"
+require "mascon.gradient"
+export(tensor, "is_tensor")
+export(memory, "scope keep")
+mc.no_grad = autograd.no_grad
+mc.autograd = { Function = autograd.Function, grad = autograd.grad }
+
+--- mc.memory_stats(): bytes live, at the peak, cached; number of storages and handles.
+mc.memory_stats = memory.stats
+--- mc.collect_garbage(): a full collection; gives the memory of dead tensors back.
+mc.collect_garbage = memory.collect
+function mc.reset_peak_memory() C.mc_memory_reset_peak() end
+
+--- Threads of the one pool. MASCON_NUM_THREADS sets the default; else the cores this process may use.
+function mc.get_num_threads() return C.mc_get_num_threads() end
+function mc.set_num_threads(n)
+  args.integer("set_num_threads", n, 1)
+  lib.check(C.mc_set_num_threads(n))
+end
+
+mc.cuda = {}
+local count = ffi.new "int[1]"
+--- Number of CUDA devices; 0 where the plugin or a driver is missing.
+function mc.cuda.device_count()
+  lib.check(C.mc_device_count("cuda", count))
+  return count[0]
+end
+function mc.cuda.is_available() return mc.cuda.device_count() > 0 end
+--- Waits for all work of a device (default "cuda").
+function mc.cuda.synchronize(device)
+  lib.check(C.mc_device_synchronize(tensor.parse_device("synchronize", device or "cuda")))
+end
+
+-- Rooms that most scripts do not need at once are opened at first use.
+local rooms = {
+  GroupedTensor = "grouped_tensor", nn = "nn", optim = "optim", data = "data", train = "train",
+  checkpoint = "checkpoint",
+}
+local functions = { save = "checkpoint", load = "checkpoint" }
+setmetatable(mc, {
+  __index = function(_, name)
+    if rooms[name] then
+      local room = require("mascon." .. rooms[name])
+      rawset(mc, name, room)
+      return room
+    elseif functions[name] then
+      local fn = mc[functions[name]][name]
+      rawset(mc, name, fn)
+      return fn
+    end
+    return nil
+  end,
+})
+
+return mc

@@ -1,0 +1,218 @@
+--- The checkpoint format, version 1: how Lua tables lie in a file, in both directions.
+--
+-- A Lua table is a group with the attribute `table = true`; its tensors are datasets at the path that
+-- the dots of their keys give, so groups without the mark are only parts of keys. Its small values
+-- are attributes. Text over LONG bytes is a uint8 dataset with `kind = "text"`; more than MANY small
+-- values are one, named #values, with `kind = "json"`.
+-- A name is the key as it is; "#12" for the number 12; "%" and the key with all but letters, digits, "_"
+-- and "-" percent-encoded for every other key (escaped): then the object also has the attribute `key`.
+local dkjson = require "dkjson"
+local args = require "mascon.args"
+
+local raise = args.raise
+
+local M = {}
+
+M.FORMAT, M.VERSION = "mascon", 1
+M.LONG = 1024
+M.MANY = 32
+M.VALUES = "#values"
+
+-- Attributes of groups that are ours: a small value under such a key is escaped.
+local RESERVED = {
+  format = true, format_version = true, mascon_version = true, table = true, key = true, type = true,
+  num_gemms = true, in_features = true, out_features = true, weight_layout = true, bias_layout = true,
+  optimizer_state = true,
+}
+local LAYER_FACTS = { "type", "num_gemms", "in_features", "out_features" }
+M.LAYER_FACTS = LAYER_FACTS
+
+-- Bounds of the writer (core/io/h5.h), with room for the groups around a key.
+local MAX_PARTS, MAX_NAME = 20, 1000
+
+-- ---------------------------------------------------------------- names
+
+local function escape(key)
+  return "%" .. key:gsub("[^%w_-]", function(c) return ("%%%02X"):format(c:byte()) end)
+end
+M.escape = escape
+
+local function unescape(name)
+  return (name:sub(2):gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
+end
+
+local function is_plain(name)
+  return name ~= "" and #name <= MAX_NAME and not name:find("^[#%%]") and not name:find("[%c]")
+end
+
+--- The name of a small value's attribute.
+function M.attribute_name(key)
+  if type(key) == "number" then return ("#%d"):format(key) end
+  if is_plain(key) and not RESERVED[key] then return key end
+  return escape(key)
+end
+
+--- The path of a key below its table's group, as a list of names, or nil when it must be escaped.
+function M.parts(key)
+  if type(key) == "number" then return { ("#%d"):format(key) } end
+  local parts = {}
+  for part in (key .. "."):gmatch("(.-)%.") do
+    if not is_plain(part) or part:find("/", 1, true) then return nil end
+    parts[#parts + 1] = part
+  end
+  if #parts > MAX_PARTS or #key > MAX_NAME then return nil end
+  return parts
+end
+
+--- The key behind a name directly below a table's group, or in its list of attributes.
+local function decode(name)
+  local first = name:byte(1)
+  if first == 35 then -- "#"
+    return name:match("^#%-?%d+$") and tonumber(name:sub(2)) or nil
+  elseif first == 37 then -- "%"
+    return unescape(name)
+  end
+  return name
+end
+
+-- ---------------------------------------------------------------- many small values
+
+local function json_value(value)
+  if type(value) == "number" then return ("%.17g"):format(value) end
+  if type(value) == "boolean" then return tostring(value) end
+  return dkjson.quotestring(value)
+end
+
+--- Whether a value can stand in the JSON of many: JSON has no infinities and no NaN.
+function M.fits_json(value)
+  return type(value) ~= "number" or (value == value and value ~= math.huge and value ~= -math.huge)
+end
+
+--- JSON text of a list of {key, value} in its order; exact for every number.
+function M.encode_values(list)
+  local lines = {}
+  for i, pair in ipairs(list) do
+    lines[i] = dkjson.quotestring(M.attribute_name(pair[1])) .. ": " .. json_value(pair[2])
+  end
+  return "{\n" .. table.concat(lines, ",\n") .. "\n}\n"
+end
+
+-- ---------------------------------------------------------------- the tree of a file
+
+local function new_node(path) return { is_node = true, path = path, keys = {}, values = {}, layers = {} } end
+
+local function put(file, node, key, value, entry)
+  if key == nil then
+    raise(("%s: '%s' has a name that stands for no key"):format(file.path, entry.path))
+  end
+  if node.values[key] ~= nil then
+    raise(("%s: '%s' is the second entry for the key '%s'"):format(file.path, entry.path, tostring(key)))
+  end
+  node.keys[#node.keys + 1] = key
+  node.values[key] = value
+end
+
+-- The facts of a grouped layer that a group records, or nil.
+local function layer_of(attrs)
+  if type(attrs.type) ~= "string" or not args.is_integer(attrs.num_gemms) or attrs.num_gemms < 1 then return nil end
+  local layer = { weight_layout = attrs.weight_layout, bias_layout = attrs.bias_layout,
+    optimizer_state = attrs.optimizer_state }
+  for _, fact in ipairs(LAYER_FACTS) do layer[fact] = attrs[fact] end
+  return layer
+end
+
+-- The small values of a table. In other people's files an attribute yields to a child of its name.
+local function put_attributes(file, node, entry, own)
+  local sorted = {}
+  for name in pairs(entry.attrs) do sorted[#sorted + 1] = name end
+  table.sort(sorted)
+  for _, name in ipairs(sorted) do
+    local value = { value = entry.attrs[name], entry = entry }
+    if own then
+      if not RESERVED[name] then put(file, node, decode(name), value, entry) end
+    elseif node.values[name] == nil then
+      put(file, node, name, value, entry)
+    end
+  end
+end
+
+local function put_json(file, node, entry)
+  local found, _, problem = dkjson.decode(file:text(entry))
+  if type(found) ~= "table" then
+    raise(("%s: '%s' is damaged: %s"):format(file.path, entry.path, tostring(problem or "no JSON object")))
+  end
+  for name, value in pairs(found) do
+    if type(name) ~= "string" or type(value) == "table" then
+      raise(("%s: '%s' is damaged: wanted one JSON object of numbers, strings and booleans"):format(file.path,
+        entry.path))
+    end
+    put(file, node, decode(name), { value = value, entry = entry }, entry)
+  end
+end
+
+--- Whether a file is of our format; raises for a version from the future.
+function M.is_own(file)
+  local attrs = file.entries[1].attrs
+  if attrs.format ~= M.FORMAT then return false end
+  local version = attrs.format_version
+  if type(version) ~= "number" or version < 1 then
+    raise(("%s: damaged: its format_version is %s"):format(file.path, tostring(version)))
+  elseif version > M.VERSION then
+    raise(("%s: it has format version %d, written by mascon %s; this is mascon %s, which reads up to version %d")
+      :format(file.path, version, tostring(attrs.mascon_version), require("mascon.lib").version, M.VERSION))
+  end
+  return true
+end
+
+local function split_path(path)
+  local parent, name = path:match("^(.*)/([^/]+)$")
+  return parent == "" and "/" or parent, name
+end
+
+--- The tables of a file, without any tensor's bytes.
+-- @treturn table node {is_node, path, keys = list, values = {key = node | leaf}, layers}; a leaf is {value=}
+--   or {entry=, text=|nil, layer = facts|nil, leaf = last name}
+function M.tree(file)
+  local own = M.is_own(file)
+  local root = new_node("/")
+  local places, layers = { ["/"] = { node = root, prefix = "" } }, {}
+  for i, entry in ipairs(file.entries) do
+    local attrs = entry.attrs
+    if i == 1 then
+      layers["/"] = own and layer_of(attrs)
+    else
+      local parent, name = split_path(entry.path)
+      local place = places[parent]
+      local key
+      if not own then
+        key = name
+      elseif place.prefix == "" then
+        key = decode(name)
+      else
+        key = place.prefix .. name
+      end
+      if entry.group then
+        layers[entry.path] = own and layer_of(attrs)
+        if own and not attrs.table then
+          places[entry.path] = { node = place.node, prefix = place.prefix .. name .. "." }
+        else
+          local node = new_node(entry.path)
+          put(file, place.node, key, node, entry)
+          places[entry.path] = { node = node, prefix = "" }
+        end
+      elseif own and attrs.kind == "json" then
+        put_json(file, place.node, entry)
+      else
+        put(file, place.node, key, { entry = entry, text = own and attrs.kind == "text" or nil,
+          layer = layers[parent] or nil, group_path = parent, leaf = name }, entry)
+      end
+    end
+  end
+  for _, entry in ipairs(file.entries) do
+    local place = entry.group and places[entry.path]
+    if place and place.prefix == "" then put_attributes(file, place.node, entry, own) end
+  end
+  return root
+end
+
+return M

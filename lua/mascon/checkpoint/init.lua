@@ -1,0 +1,10 @@
+--- mc.checkpoint: saving, loading and looking into checkpoint files. mc.save and mc.load stand here too.
+local inspect = require "mascon.checkpoint.inspect"
+local into = require "mascon.checkpoint.into"
+local load = require "mascon.checkpoint.load"
+local save = require "mascon.checkpoint.save"
+
+return {
+  save = save.save, load = load.load, load_into = into.load_into, plan = into.plan,
+  inspect = inspect.inspect, verify = inspect.verify,
+}

@@ -1,0 +1,327 @@
+--- Optimizer: what SGD, Adam and AdamW share: groups, state on packed bases, steps, and their state dicts.
+--
+-- State belongs to a base, never to a member, so a layout changes no bit of training and can change at any time; only
+-- where experts differ in group or are frozen are member slices stepped one by one. The step count and learning rates
+-- are device tensors. Hyper-parameters lie in one-element tensors, so that a load can write them like any other state.
+--
+-- A class gives: what (its name), spec (constructor options), hyper_options (those that a group may have too), hyper
+-- (names of a group's numbers, in order), flatten (options -> those numbers), buffers(self) (names of the state
+-- arrays), and update(self, param, grad, state, values, lr, count, scale).
+local args = require "mascon.args"
+local autograd = require "mascon.autograd"
+local class = require "mascon.class"
+local create = require "mascon.create"
+local groups = require "mascon.optim.groups"
+local lib = require "mascon.lib"
+local packed = require "mascon.packed"
+local tensor = require "mascon.tensor"
+
+local C, check = lib.C, lib.check
+local raise = args.raise
+
+local Optimizer = class.class "Optimizer"
+
+-- -- options ---------------------------------------------------------------------------------------
+
+local function number_tensor(value)
+  return autograd.no_grad(function()
+    local t = create.full({ 1 }, value, { dtype = "float64" })
+    t.kept = true
+    return t
+  end)
+end
+
+local GROUP_KEYS = { params = { "any", required = true }, match = { "string" }, roles = { "table" } }
+
+-- A group's own options over the optimizer's, as numbers by name.
+local function group_values(self, given, defaults)
+  local spec = {}
+  for name, entry in pairs(GROUP_KEYS) do spec[name] = entry end
+  for name in pairs(self.hyper_options) do spec[name] = { self.spec[name][1], want = self.spec[name].want } end
+  local own = args.options(self.what .. ": group", given, spec)
+  local merged = {}
+  for name in pairs(self.hyper_options) do
+    if own[name] ~= nil then merged[name] = own[name] else merged[name] = defaults[name] end
+  end
+  return self:flatten(merged)
+end
+
+function Optimizer:init(opts)
+  local spec = { params = { "any", required = true, want = "a module, a list of parameters, or a list of groups" },
+    master_weights = { "boolean", false } }
+  for name, entry in pairs(self.spec) do spec[name] = entry end
+  local o = args.options(self.what, opts, spec)
+  self.options, self.master_weights = o, o.master_weights
+  local given = groups.list(o.params)
+  self.groups = {}
+  for g, group in ipairs(given) do
+    local values = group_values(self, group, o)
+    local holders = {}
+    for _, name in ipairs(self.hyper) do holders[name] = number_tensor(values[name]) end
+    -- set_lr keeps the ratio of a group's learning rate to the optimizer's
+    local ratio = o.lr ~= 0 and values.lr / o.lr or 1
+    self.groups[g] = { holders = holders, values = values, versions = {}, lr_ratio = ratio }
+  end
+  self.entries = groups.sort(self.what, given)
+  self.device = self.entries[1].param.device
+  self.step_count = create.zeros(1, { device = self.device })
+  self.step_count.kept = true
+  self.lr_tensors = {} -- device -> group -> float32 [1]
+end
+
+-- -- numbers -----------------------------------------------------------------------------------------
+
+-- The numbers of a group; read again where a load or set_lr wrote them.
+local function values_of(group, names)
+  for _, name in ipairs(names) do
+    local t = group.holders[name]
+    local version = t:version()
+    if group.versions[name] ~= version then
+      group.versions[name] = version
+      group.values[name] = t:item()
+    end
+  end
+  return group.values
+end
+
+local function lr_tensor(self, g, device, lr)
+  local of_device = self.lr_tensors[device]
+  if not of_device then
+    of_device = {}
+    self.lr_tensors[device] = of_device
+  end
+  local entry = of_device[g]
+  if not entry then
+    entry = { tensor = create.zeros(1, { device = device }) }
+    entry.tensor.kept = true
+    of_device[g] = entry
+  end
+  if entry.value ~= lr then
+    check(C.mc_fill(entry.tensor.h, lr))
+    entry.value = lr
+  end
+  return entry.tensor
+end
+
+--- Sets the learning rate from the next step on; groups with one of their own keep its ratio to the optimizer's.
+-- @tparam number lr 0 or more
+function Optimizer:set_lr(lr)
+  local good = type(lr) == "number" and lr >= 0 and lr < math.huge
+  if not good then
+    raise(("%s: set_lr: wanted a number of 0 or more, got %s"):format(self.what, args.show(lr)))
+  end
+  for g, group in ipairs(self.groups) do
+    group.holders.lr:fill_(lr * group.lr_ratio)
+    for device in pairs(self.lr_tensors) do lr_tensor(self, g, device, values_of(group, self.hyper).lr) end
+  end
+end
+
+--- The learning rate of a group (default: the first).
+function Optimizer:get_lr(group)
+  return values_of(self.groups[group or 1], self.hyper).lr
+end
+
+-- -- state -------------------------------------------------------------------------------------------
+
+local function state_dtype(param)
+  return param.dtype == "float64" and "float64" or "float32"
+end
+
+-- Makes `t` state of a base: packed as it is, by the same record, so that the layout follows.
+local function like_base(t, base, name)
+  t.kept = true
+  local group = rawget(base, "group") or {}
+  local of = rawget(base, "_packed")
+  if of then
+    packed.make(t, { count = of.count, role = of.role, layout = of.layout, layer = group.layer })
+    t._packed = of
+  else
+    t.group = { role = group.role }
+  end
+  t.group.state = name
+  return t
+end
+
+local function stamp(t) return { t:storage_id(), t:version() } end
+local function unchanged(s, t) return s[1] == t:storage_id() and s[2] == t:version() end
+
+local function wants_master(self, param)
+  return self.master_weights and param.dtype ~= "float32" and param.dtype ~= "float64"
+end
+
+local function copy_master(state, param)
+  state.master:copy_(param:detach())
+  state.master_seen, state.param_seen = stamp(state.master), stamp(param)
+end
+
+-- The state of an entry: made at first use, moved after its parameter.
+local function state_of(self, entry)
+  local param, state = entry.param, entry.state
+  local dtype, device = state_dtype(param), param.device
+  if not state then
+    state = {}
+    for _, name in ipairs(self:buffers()) do
+      state[name] = like_base(create.zeros(param:shape(), { dtype = dtype, device = device }), param, name)
+    end
+    entry.state = state
+  end
+  for _, name in ipairs(self:buffers()) do
+    local t = state[name]
+    if t.dtype ~= dtype or t.device ~= device then t:_adopt(t:to { dtype = dtype, device = device }) end
+  end
+  if not wants_master(self, param) then
+    state.master = nil
+  elseif not state.master or state.master.device ~= device then
+    state.master = like_base(create.empty(param:shape(), { device = device }), param, "master")
+    copy_master(state, param)
+  elseif unchanged(state.master_seen, state.master) and not unchanged(state.param_seen, param) then
+    copy_master(state, param) -- someone else wrote the parameter, and no load wrote the master
+  end
+  return state
+end
+
+--- All state, as Module:slots() lists a module's: what checkpoints save and load. Names follow the parameters':
+-- "exp_avg.<name>"; then "step" and each group's numbers ("group0.lr").
+function Optimizer:slots()
+  local list = {}
+  autograd.no_grad(function()
+    for _, entry in ipairs(self.entries) do
+      if entry.param.requires_grad or entry.state then
+        local state = state_of(self, entry)
+        for _, name in ipairs(self:buffers()) do
+          list[#list + 1] = { name = name .. "." .. entry.name, tensor = state[name], kind = "state",
+            packed = rawget(state[name], "_packed") }
+        end
+        if state.master then
+          list[#list + 1] = { name = "master." .. entry.name, tensor = state.master, kind = "state",
+            packed = rawget(state.master, "_packed") }
+        end
+      end
+    end
+  end)
+  list[#list + 1] = { name = "step", tensor = self.step_count, kind = "state" }
+  for g, group in ipairs(self.groups) do
+    for _, name in ipairs(self.hyper) do
+      list[#list + 1] = { name = ("group%d.%s"):format(g - 1, name), tensor = group.holders[name], kind = "state",
+        optional = true }
+    end
+  end
+  return list
+end
+
+--- Names that this optimizer could have but does not: none.
+function Optimizer:absent() return {} end -- luacheck: ignore 212
+
+--- name -> tensor, and numbers: step, and each group's hyper-parameters. Shares memory with the optimizer.
+function Optimizer:state_dict()
+  local slots, numbers = self:slots(), {}
+  for i = #slots, 1, -1 do
+    local slot = slots[i]
+    if slot.tensor == self.step_count or slot.optional then
+      numbers[slot.name] = slot.tensor:item()
+      table.remove(slots, i)
+    end
+  end
+  local sd = require("mascon.checkpoint.state").state_dict(slots)
+  for name, value in pairs(numbers) do sd[name] = value end
+  return sd
+end
+
+--- Loads a state dict saved in either layout; opts and the report as in Module:load_state_dict.
+function Optimizer:load_state_dict(sd, opts)
+  return require("mascon.checkpoint.state").load(self:slots(), self:absent(), sd, opts, self.what, self)
+end
+
+-- -- stepping ------------------------------------------------------------------------------------------
+
+-- Members that are not trained, or nil.
+local function frozen_members(param)
+  local frozen = rawget(param, "_frozen")
+  return frozen and next(frozen) and frozen
+end
+
+-- The slice of everything that belongs to one expert.
+local function member_state(self, state, i)
+  local slice = { master = state.master and state.master:member(i) }
+  for _, name in ipairs(self:buffers()) do slice[name] = state[name]:member(i) end
+  return slice
+end
+
+local function step_entry(self, entry, grad, scale, count)
+  local param, state = entry.param, entry.state
+  local function apply(p, g, s, number)
+    local group = self.groups[number]
+    self:update(p, g, s, values_of(group, self.hyper), lr_tensor(self, number, p.device, group.values.lr), count, scale)
+  end
+  local frozen = frozen_members(param)
+  if entry.group and not frozen then
+    apply(param, grad, state, entry.group)
+    return
+  end
+  for i = 0, param._packed.count - 1 do
+    local number = entry.group or entry.member_groups[i]
+    if number and not (frozen and frozen[i]) then
+      apply(param:member(i), grad:select(1, i + 1), member_state(self, state, i), number)
+    end
+  end
+end
+
+local function step(self, scale)
+  local work = {}
+  for _, entry in ipairs(self.entries) do
+    local grad = entry.param.requires_grad and groups.gradient(entry.param)
+    if grad then
+      state_of(self, entry)
+      work[#work + 1] = { entry, grad }
+    end
+  end
+  self.step_count:add_(scale and scale:isfinite():to("float32"):view(1):to(self.device) or 1)
+  local counts, scales = {}, {}
+  for _, item in ipairs(work) do
+    local device = item[1].param.device
+    if not counts[device] then
+      counts[device] = self.step_count:to(device)
+      scales[device] = scale and scale:to(device)
+    end
+    step_entry(self, item[1], item[2], scales[device], counts[device])
+  end
+  for _, item in ipairs(work) do
+    local state = item[1].state
+    if state.master then
+      state.master_seen, state.param_seen = stamp(state.master), stamp(item[1].param)
+    end
+  end
+end
+
+--- One update of every parameter that has a gradient (main_grad where weight gradients are fused into it).
+-- @tparam[opt] table options grad_scale: a float32 tensor of one element that multiplies the gradients; where it is not
+--   finite the step is skipped and not counted
+function Optimizer:step(options)
+  local o = args.options(self.what .. ": step", options, { grad_scale = { tensor.is_tensor, want = "a tensor" } })
+  if self._invalid then
+    raise(("%s: the optimizer is invalid: %s; load it fully before use"):format(self.what, self._invalid))
+  end
+  local scale = o.grad_scale
+  if scale and (scale.dtype ~= "float32" or scale:numel() ~= 1) then
+    raise(("%s: grad_scale is %s [%s], wanted one float32 element"):format(self.what, scale.dtype,
+      table.concat(scale:shape(), ", ")))
+  end
+  autograd.no_grad(step, self, scale)
+end
+
+--- Forgets the gradients of its parameters; main_grad buffers are filled with zeros.
+function Optimizer:zero_grad()
+  autograd.no_grad(function()
+    for _, owner in ipairs(groups.owned(self.entries)) do
+      local base, index = owner[1], owner[2]
+      local p = index and base:member(index) or base
+      p.grad = nil
+      if p.main_grad then
+        p.main_grad:zero_()
+        if not index then p.grad_added_to_main_grad = nil end
+      end
+    end
+  end)
+end
+
+return Optimizer

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# h5py reads what the core writes, and the core reads what h5py writes, odd and hostile files included.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+test_io=${MASCON_BUILD_DIR:?is the build folder}/lib/mascon/test_io
+python=python3
+"$python" -c 'import h5py, numpy' 2>/dev/null || python=/usr/bin/python3
+if ! "$python" -c 'import h5py, numpy' 2>/dev/null || ! command -v h5dump >/dev/null; then
+    echo 'h5py, numpy or h5dump is missing: apt-get install python3-h5py python3-numpy hdf5-tools'
+    exit 77
+fi
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"$test_io" write "$folder/ours.h5"
+"$python" "$here/read_with_h5py.py" "$folder/ours.h5"
+"$python" "$here/write_with_h5py.py" "$folder/theirs"
+"$test_io" read "$folder/theirs"

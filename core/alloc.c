@@ -171,6 +171,6 @@ void mci_free(int device, void *data, int64_t bytes) {
         memory.cached_bytes += block;
         data = NULL;
     }
-    pthread_mutex_unlock(&lock);
     if (data) mci_backend_of(device)->free(mci_exec_of(device), data, (size_t)block);
+    pthread_mutex_unlock(&lock);
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc.h"
 #include "cpu/host.h"
 #include "plugin.h"
 #include "status.h"
@@ -55,19 +56,30 @@ static const mci_backend *open_backend(int i) {
     return backends[i];
 }
 
+mc_status mci_check_device(const char *op, int device) {
+    int backend = device >> 8;
+    if (device >= 0 && backend < BACKENDS && (device & 255) < MAX_ORDINAL && open_backend(backend))
+        return MC_OK;
+    return mci_fail(MC_EINVAL, "%s: no device has the code %d", op, device);
+}
+
 const mci_backend *mci_backend_of(int device) {
     return open_backend(device >> 8);
 }
 
 static void *scratch(mci_exec *exec, size_t bytes) {
     device_state *s = exec->owner;
+    if (mci_alloc_must_fail()) return NULL;
     if (bytes > s->bytes) {
         const mci_backend *b = mci_backend_of(s->device);
         size_t want = bytes < SCRATCH_MIN ? (size_t)SCRATCH_MIN : bytes + bytes / 4;
-        void *data;
-        if (b->alloc(exec, want, &data) != MC_OK) return NULL;
-        if (s->data) b->free(exec, s->data, s->bytes);
-        s->data = data;
+        if (s->data) b->free(exec, s->data, s->bytes); /* first: never two at a time */
+        s->data = NULL;
+        s->bytes = 0;
+        if (b->alloc(exec, want, &s->data) != MC_OK) {
+            mc_memory_trim();
+            if (b->alloc(exec, want, &s->data) != MC_OK) return NULL;
+        }
         s->bytes = want;
     }
     return s->data;
@@ -117,17 +129,16 @@ mc_status mc_device_parse(const char *name, int *device) {
 }
 
 mc_status mc_device_name(int device, char *buffer, int64_t size) {
-    int backend = device >> 8;
-    if (device < 0 || backend >= BACKENDS)
-        return mci_fail(MC_EINVAL, "device_name: no device has the code %d", device);
+    mc_status status = mci_check_device("device_name", device);
+    if (status != MC_OK) return status;
     if (device & 255)
-        snprintf(buffer, (size_t)size, "%s:%d", names[backend], device & 255);
+        snprintf(buffer, (size_t)size, "%s:%d", names[device >> 8], device & 255);
     else
-        snprintf(buffer, (size_t)size, "%s", names[backend]);
+        snprintf(buffer, (size_t)size, "%s", names[device >> 8]);
     return MC_OK;
 }
 
 mc_status mc_device_synchronize(int device) {
-    const mci_backend *b = mci_backend_of(device);
-    return b ? b->synchronize(device & 255) : MC_EDEVICE;
+    mc_status status = mci_check_device("device_synchronize", device);
+    return status == MC_OK ? mci_backend_of(device)->synchronize(device & 255) : status;
 }

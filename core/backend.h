@@ -24,6 +24,23 @@ typedef struct mci_view {
     int64_t stride[MC_MAX_DIMS]; /* elements */
 } mci_view;
 
+static inline int64_t mci_numel(const mci_view *v) {
+    int64_t n = 1;
+    for (int i = 0; i < v->ndim; i++) n *= v->shape[i];
+    return n;
+}
+
+static inline int mci_is_contiguous(const mci_view *v) {
+    int64_t want = 1;
+    int dense = 1;
+    for (int i = v->ndim - 1; i >= 0; i--) {
+        if (v->shape[i] == 0) return 1; /* nothing lies anywhere */
+        dense = dense && (v->shape[i] == 1 || v->stride[i] == want);
+        want *= v->shape[i];
+    }
+    return dense;
+}
+
 /* Where a kernel runs. */
 typedef struct mci_exec {
     int ordinal;  /* device number within the backend */

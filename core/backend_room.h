@@ -7,7 +7,9 @@
 /* Device code: backend index * 256 + device number. 0 is the CPU. */
 enum { MCI_DEVICE_CPU = 0, MCI_DEVICE_FAKE = 256, MCI_DEVICE_CUDA = 512 };
 
-/* Both are valid for any code that mc_device_parse gave. */
+/* MC_EINVAL for a code that mc_device_parse never gave. */
+mc_status mci_check_device(const char *op, int device);
+/* Both are valid for any code that it did give. */
 const mci_backend *mci_backend_of(int device);
 mci_exec *mci_exec_of(int device);
 

@@ -1,10 +1,12 @@
 #include "call.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "backend_room.h"
+#include "dtype.h"
 
 mci_call mci_begin(const char *name, int op, int n_out) {
     return (mci_call){.name = name, .op = op, .n_out = n_out, .device = -1};
@@ -97,6 +99,14 @@ static void extent(const mci_view *v, uintptr_t *first, uintptr_t *last) {
     *last = (uintptr_t)v->data + (uintptr_t)((high + 1) * size);
 }
 
+static int extents_meet(const mci_view *a, const mci_view *b) {
+    if (mci_numel(a) == 0 || mci_numel(b) == 0) return 0;
+    uintptr_t a0, a1, b0, b1;
+    extent(a, &a0, &a1);
+    extent(b, &b0, &b1);
+    return a0 < b1 && b0 < a1;
+}
+
 static int same_layout(const mci_view *a, const mci_view *b) {
     if (a->ndim != b->ndim || a->dtype != b->dtype) return 0;
     for (int i = 0; i < a->ndim; i++)
@@ -105,17 +115,14 @@ static int same_layout(const mci_view *a, const mci_view *b) {
     return 1;
 }
 
-/* 1 when two different views may share an element. Views of one layout that lie side by side in a
- * packed buffer (columns of a qkv product) are told apart by writing their distance in their
- * strides; other pairs count as overlapping when their extents do. */
-static int overlaps(const mci_view *a, const mci_view *b) {
-    if (mci_numel(a) == 0 || mci_numel(b) == 0) return 0;
-    uintptr_t a0, a1, b0, b1;
-    extent(a, &a0, &a1);
-    extent(b, &b0, &b1);
-    if (a1 <= b0 || b1 <= a0) return 0;
+/* 1 when two views may share an element; for the very same view 0, exactly in place, or 1 when they
+ * are to be `apart`. Views of one layout that lie side by side in a packed buffer (columns of a qkv
+ * product) are told apart by writing their distance in their strides; other pairs count as
+ * overlapping when their extents do. */
+static int overlaps(const mci_view *a, const mci_view *b, int apart) {
+    if (!extents_meet(a, b)) return 0;
     if (!same_layout(a, b)) return 1;
-    if (a->data == b->data) return 0; /* the same view: exactly in place */
+    if (a->data == b->data) return apart;
     int64_t distance = ((intptr_t)a->data - (intptr_t)b->data) / mc_dtype_size(a->dtype);
     if (distance < 0) distance = -distance;
     int used[MC_MAX_DIMS] = {0};
@@ -134,6 +141,13 @@ static int overlaps(const mci_view *a, const mci_view *b) {
     return distance == 0;
 }
 
+/* 1 when two outputs surely share an element: parts of one packed buffer (dq, dk, dv) may lie
+ * between each other. */
+static int clash(const mci_view *a, const mci_view *b) {
+    if (!extents_meet(a, b)) return 0;
+    return a->data == b->data || (mci_is_contiguous(a) && mci_is_contiguous(b));
+}
+
 static void check_aliases(mci_call *c) {
     for (int i = 0; i < c->n_out; i++) {
         if (!((c->written >> i) & 1U)) continue;
@@ -142,8 +156,11 @@ static void check_aliases(mci_call *c) {
                 mci_bad(
                     c,
                     "the output given is an expanded view, whose elements share memory; clone it");
+        for (int j = 0; j < i; j++)
+            if (c->t[j] && clash(c->t[i], c->t[j]))
+                mci_bad(c, "outputs %d and %d overlap; each needs its own memory", j + 1, i + 1);
         for (int j = c->n_out; j < MCI_MAX_OPERANDS; j++)
-            if (c->t[j] && c->t[j] != c->t[i] && overlaps(c->t[i], c->t[j]))
+            if (c->t[j] && overlaps(c->t[i], c->t[j], c->apart))
                 mci_bad(c, "the output given overlaps operand %d; clone the operand first",
                         j - c->n_out + 1);
     }
@@ -207,10 +224,24 @@ void mci_want_shape(mci_call *c, const char *a_name, const mc_tensor *a, int ndi
         mci_bad(c, "%s is %s, wanted %s", a_name, mci_shape_of(a), mci_shape_text(ndim, shape));
 }
 
-void mci_want_separate(mci_call *c, const char *out_name, const mc_tensor *out, const char *in_name,
-                       const mc_tensor *in) {
-    if (mci_ok(c) && out && out->storage && out->v.data && out->v.data == in->v.data)
-        mci_bad(c, "%s is written in the memory of %s, wanted its own", out_name, in_name);
+void mci_want_number(mci_call *c, double s, int dtype) {
+    static const struct {
+        double low, high; /* low <= s < high */
+    } range[MC_DTYPE_COUNT] = {
+        [MC_INT64] = {-0x1p63, 0x1p63},
+        [MC_INT32] = {-0x1p31, 0x1p31},
+        [MC_UINT8] = {0, 256},
+        [MC_BOOL] = {0, 2},
+    };
+    int kind = mci_dtype_kind(dtype);
+    if (!mci_ok(c) || (kind != MCI_KIND_INT && kind != MCI_KIND_BOOL)) return;
+    if (s != floor(s) || isinf(s))
+        mci_bad(c,
+                "%.14g is not an integer and the tensor is %s; convert it with t:to(\"float32\")",
+                s, mc_dtype_name(dtype));
+    else if (s < range[dtype].low || s >= range[dtype].high)
+        mci_bad(c, "%.14g does not fit in a tensor of %s; convert it to a wider dtype with t:to", s,
+                mc_dtype_name(dtype));
 }
 
 int mci_stat_dtype(int dtype) {

@@ -26,6 +26,7 @@ typedef struct mci_call {
     int n_out;  /* inputs follow the outputs in t */
     int device; /* -1 until the first operand */
     mc_status status;
+    int apart;        /* 1: an output may not be an input's very memory either (set by the op) */
     unsigned fresh;   /* bit i: output i was filled by this call */
     unsigned written; /* bit i: output i was filled before and is written in place */
     mc_tensor *out[4];
@@ -38,8 +39,8 @@ void mci_in(mci_call *c, int i, const mc_tensor *t);
 /* Input i that may be absent (NULL). */
 void mci_in_optional(mci_call *c, int i, const mc_tensor *t);
 /* Output i: an empty handle gets a fresh contiguous tensor on the call's device; a filled one must
- * have this dtype, shape and device. A filled output that partly overlaps an input (not the same
- * view) is an error. */
+ * have this dtype, shape and device. A filled output that overlaps an input without being
+ * the same view, or shares memory with another output, is an error. */
 void mci_out(mci_call *c, int i, mc_tensor *t, int dtype, int ndim, const int64_t *shape);
 /* Output i that is read and written: must be filled. Optional when `optional` and t is NULL. */
 void mci_inout(mci_call *c, int i, mc_tensor *t, int optional);
@@ -68,9 +69,8 @@ void mci_want_float(mci_call *c, const char *a_name,
 void mci_want_index(mci_call *c, const char *a_name, const mc_tensor *a); /* int32, int64 */
 void mci_want_shape(mci_call *c, const char *a_name, const mc_tensor *a, int ndim,
                     const int64_t *shape);
-/* A filled output that is not the input's very memory: for kernels that cannot work in place. */
-void mci_want_separate(mci_call *c, const char *out_name, const mc_tensor *out, const char *in_name,
-                       const mc_tensor *in);
+/* A number that is to take an integer tensor's dtype must be one of its values. */
+void mci_want_number(mci_call *c, double s, int dtype);
 /* float64 for float64, else float32: the dtype of statistics and moments. */
 int mci_stat_dtype(int dtype);
 

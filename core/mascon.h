@@ -7,6 +7,13 @@
  *
  * Every call that can fail returns an mc_status and leaves a message in a buffer of the thread
  * (mc_last_error). After a failure no output has changed. Nothing here prints, aborts or raises.
+ * MC_EINVAL is for wrong shapes, dtypes and values, MC_ENOMEM for outputs or scratch; only what
+ * goes beyond that is said below.
+ *
+ * Threads: ops on one device run from one thread at a time, for they share its scratch. Other
+ * threads may meanwhile read tensors (mc_read, mc_tensor_data), make and release handles of their
+ * own, and write files. An output may be the very tensor of an input where each result depends on
+ * inputs at its own place only; other overlaps are refused.
  *
  * Axes and positions are 0-based here. Letters: T tokens (rows), G groups (experts), K in features,
  * N out features, B batch, H heads, D head size, E experts, V vocabulary.
@@ -78,6 +85,7 @@ mc_status mc_device_parse(const char *name, int *device);
 mc_status mc_device_name(int device, char *buffer, int64_t size);
 mc_status mc_device_count(const char *backend, int *count); /* 0 where the plugin is missing */
 mc_status mc_device_synchronize(int device);
+/* Threads of an op: MASCON_NUM_THREADS, else the cores this process may use; 1 to 1024. */
 int mc_get_num_threads(void);
 mc_status mc_set_num_threads(int n);
 /* CPU facts for `doctor`: "isa", "gemm", "gemm_reason", "threads"; NULL for an unknown key. */
@@ -110,7 +118,8 @@ void mc_tensor_release(
     mc_tensor *t);                 /* drops the storage; the handle is empty again. NULL is fine */
 void mc_tensor_free(mc_tensor *t); /* releases, then frees the handle. NULL is fine */
 
-int mc_tensor_defined(const mc_tensor *t);
+int mc_tensor_defined(const mc_tensor *t); /* 1 when t holds a storage; NULL is fine */
+/* From here to mc_tensor_bump_version t must be defined. */
 int mc_tensor_dtype(const mc_tensor *t);
 int mc_tensor_device(const mc_tensor *t);
 int mc_tensor_ndim(const mc_tensor *t);
@@ -123,6 +132,9 @@ int64_t mc_tensor_storage_offset(const mc_tensor *t); /* bytes from the storage'
 int64_t mc_tensor_storage_bytes(const mc_tensor *t);
 int64_t mc_tensor_storage_id(const mc_tensor *t); /* never reused while the process lives */
 int mc_tensor_storage_refs(const mc_tensor *t);   /* handles and internal holders of the storage */
+enum { MC_IS_VIEW = 1, MC_HAS_VIEWS = 2 };
+/* Bits: t was made by a view function (mc_alias is none); such a view was made of t. */
+int mc_tensor_sharing(const mc_tensor *t);
 int mc_tensor_same_shape(const mc_tensor *a, const mc_tensor *b);
 int64_t mc_tensor_version(const mc_tensor *t); /* of the storage: bumped by every in-place write */
 void mc_tensor_bump_version(mc_tensor *t);
@@ -134,18 +146,25 @@ mc_status mc_alias(mc_tensor *out, const mc_tensor *t);
  * inside t's storage or fails. All other views are made of this one. */
 mc_status mc_as_strided(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape,
                         const int64_t *strides, int64_t offset);
-mc_status mc_view(mc_tensor *out, const mc_tensor *t, int ndim,
-                  const int64_t *shape); /* one size may be -1 */
-mc_status mc_expand(mc_tensor *out, const mc_tensor *t, int ndim,
-                    const int64_t *shape); /* -1 keeps a size */
+/* t's elements, row-major, in another shape, one size of which may be -1; MC_EINVAL where t's
+ * strides allow no such view. */
+mc_status mc_view(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape);
+/* Axes of size 1 grow, with stride 0; new axes stand in front; -1 keeps a size. */
+mc_status mc_expand(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape);
+/* Axis i of the view is axis axes[i] of t; each must be named once. */
 mc_status mc_permute(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *axes);
+/* Positions first .. first + n - 1 of an axis. */
 mc_status mc_narrow(mc_tensor *out, const mc_tensor *t, int axis, int64_t first, int64_t n);
+/* One position of an axis, which disappears. */
 mc_status mc_select(mc_tensor *out, const mc_tensor *t, int axis, int64_t index);
 /* dst[...] = src, with src broadcast to dst's shape and converted to its dtype; devices may differ.
  */
 mc_status mc_copy(mc_tensor *dst, const mc_tensor *src);
+/* Rounds to t's dtype; MC_EINVAL for a number that an integer tensor cannot hold. bool: value != 0.
+ */
 mc_status mc_fill(mc_tensor *t, double value);
-mc_status mc_arange(mc_tensor *t, double start, double step); /* t[i] = start + i * step, t 1-D */
+/* t[i] = start + i * step, computed in float64, t 1-D; numbers as in mc_fill. */
+mc_status mc_arange(mc_tensor *t, double start, double step);
 /* Host memory <-> a contiguous tensor of any device; bytes must match exactly. */
 mc_status mc_read(const mc_tensor *t, void *dst, int64_t bytes);
 mc_status mc_write(mc_tensor *t, const void *src, int64_t bytes);
@@ -166,7 +185,10 @@ mc_status mc_random_integers(mc_tensor *t, mc_tensor *state, int64_t low,
 mc_status mc_dropout(mc_tensor *y, mc_tensor *keep, const mc_tensor *x, mc_tensor *state, double p);
 mc_status mc_dropout_backward(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *keep, double p);
 
-/* -- elementwise (ops/math.c). Inputs broadcast; both have one dtype; out has it too. ---------- */
+/* -- elementwise (ops/math.c) ------------------------------------------------------------------ */
+/* Inputs broadcast and have one dtype, which out has too. bfloat16 and float16 are computed in
+ * float32 and rounded once; integers wrap; bool has maximum, minimum and comparisons, no
+ * arithmetic; 8-bit floats have nothing. */
 
 mc_status mc_add(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);
 mc_status mc_sub(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);
@@ -175,7 +197,8 @@ mc_status mc_div(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);     /*
 mc_status mc_pow(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);     /* floats only */
 mc_status mc_maximum(mc_tensor *out, const mc_tensor *a, const mc_tensor *b); /* NaN wins */
 mc_status mc_minimum(mc_tensor *out, const mc_tensor *a, const mc_tensor *b); /* NaN wins */
-/* Tensor with number: the number takes the tensor's dtype. `reverse` swaps the operands. */
+/* Tensor with number: the number takes the tensor's dtype, of which it must be a value if that is
+ * an integer type. `reverse` swaps the operands. */
 mc_status mc_add_scalar(mc_tensor *out, const mc_tensor *a, double s, int reverse);
 mc_status mc_sub_scalar(mc_tensor *out, const mc_tensor *a, double s, int reverse);
 mc_status mc_mul_scalar(mc_tensor *out, const mc_tensor *a, double s, int reverse);
@@ -228,13 +251,15 @@ mc_status mc_clamp(mc_tensor *out, const mc_tensor *a, double low, double high);
 /* out = condition ? a : b; condition is bool; all three broadcast. */
 mc_status mc_where(mc_tensor *out, const mc_tensor *condition, const mc_tensor *a,
                    const mc_tensor *b);
-/* y [.., I] = silu(x[.., :I]) * x[.., I:], x [.., 2I]: gate half, then up half; x contiguous rows.
- */
+/* y [.., I] = silu(x[.., :I]) * x[.., I:], x [.., 2I]: gate half, then up half (Shazeer 2020, "GLU
+ * variants improve transformer", eq. 6). */
 mc_status mc_swiglu(mc_tensor *y, const mc_tensor *x);
 mc_status mc_swiglu_backward(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *x);
 
 /* -- reductions (ops/reduce.c). axes: n_axes distinct axes, n_axes = 0 means all. -------------- */
-/* bf16 and fp16 accumulate in fp32; sums of integers and bool are int64; the order is fixed. */
+/* Sums of floats run in float64 and are rounded once to a's dtype; of integers and bool they are
+ * int64; the order is fixed. keepdim = 1 keeps reduced axes with size 1. mean: floats only; of no
+ * element it is NaN. amax, amin: NaN wins; no element is an error. */
 
 mc_status mc_sum(mc_tensor *out, const mc_tensor *a, int n_axes, const int64_t *axes, int keepdim);
 mc_status mc_mean(mc_tensor *out, const mc_tensor *a, int n_axes, const int64_t *axes, int keepdim);
@@ -245,20 +270,22 @@ mc_status mc_prod(mc_tensor *out, const mc_tensor *a, int n_axes, const int64_t 
  * (smallest). */
 mc_status mc_argmax(mc_tensor *out, const mc_tensor *a, int axis, int keepdim);
 mc_status mc_argmin(mc_tensor *out, const mc_tensor *a, int axis, int keepdim);
+/* Running sums along one axis, in float64; int64 for integers and bool. */
 mc_status mc_cumsum(mc_tensor *out, const mc_tensor *a, int axis);
 /* values [.., k] and int64 indices [.., k] of the k largest along the last axis, largest first;
  * ties go to the lowest index, NaN ranks last. */
 mc_status mc_topk(mc_tensor *values, mc_tensor *indices, const mc_tensor *a, int64_t k);
+/* y = exp(x - max) / sum(exp(x - max)) along one axis; dx = y (dy - sum(dy y)). Floats only. */
 mc_status mc_softmax(mc_tensor *y, const mc_tensor *x, int axis);
 mc_status mc_softmax_backward(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *y, int axis);
+/* y = x - max - log(sum(exp(x - max))); dx = dy - exp(y) sum(dy). */
 mc_status mc_log_softmax(mc_tensor *y, const mc_tensor *x, int axis);
 mc_status mc_log_softmax_backward(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *y, int axis);
 /* acc [1] float64 += sum of x^2, in chunks of fixed size summed in order. For gradient norms. */
 mc_status mc_sum_squares(mc_tensor *acc, const mc_tensor *x);
 
 /* -- indexing (ops/index.c). Indices are int32 or int64, 0-based; a bad one is an error that names
- * its position, its value and the legal range.
- * ------------------------------------------------------ */
+ * its position, its value and the legal range. */
 
 /* out = a with axis replaced by index's shape (index of any rank when axis is 0, else 1-D). */
 mc_status mc_index_select(mc_tensor *out, const mc_tensor *a, int axis, const mc_tensor *index);
@@ -266,6 +293,7 @@ mc_status mc_index_select(mc_tensor *out, const mc_tensor *a, int axis, const mc
 mc_status mc_index_add(mc_tensor *da, const mc_tensor *dout, int axis, const mc_tensor *index);
 /* out[i][j] = a[index[i][j]][j] for axis 0, as torch.gather. */
 mc_status mc_gather(mc_tensor *out, const mc_tensor *a, int axis, const mc_tensor *index);
+/* da[index[i][j]][j] += dout[i][j] for axis 0, in the order of i: gather's backward. */
 mc_status mc_scatter_add(mc_tensor *da, const mc_tensor *dout, int axis, const mc_tensor *index);
 
 /* -- matrix products (ops/matmul.c) ------------------------------------------------------------ */
@@ -277,12 +305,15 @@ mc_status mc_matmul(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);
 /* -- norms (ops/norm.c), over the last axis; weight and bias [n] ------------------------------- */
 
 /* y = x * rstd * weight, rstd [rows, fp32 or fp64] = 1/sqrt(mean(x^2) + eps); weight may be NULL.
- */
+ * (Zhang & Sennrich 2019, eq. 4) */
 mc_status mc_rms_norm(mc_tensor *y, mc_tensor *rstd, const mc_tensor *x, const mc_tensor *weight,
                       double eps);
+/* dx of x's shape; dweight [n] is the sum over rows, NULL when it is not wanted. */
 mc_status mc_rms_norm_backward(mc_tensor *dx, mc_tensor *dweight, const mc_tensor *dy,
-                               const mc_tensor *x, const mc_tensor *weight,
-                               const mc_tensor *rstd); /* dweight may be NULL */
+                               const mc_tensor *x, const mc_tensor *weight, const mc_tensor *rstd);
+/* y = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(mean((x - mean)^2) + eps); mean and rstd
+ * [rows] as above; weight and bias may be NULL, as their gradients. (Ba, Kiros & Hinton 2016, eq.
+ * 4) */
 mc_status mc_layer_norm(mc_tensor *y, mc_tensor *mean, mc_tensor *rstd, const mc_tensor *x,
                         const mc_tensor *weight, const mc_tensor *bias, double eps);
 mc_status mc_layer_norm_backward(mc_tensor *dx, mc_tensor *dweight, mc_tensor *dbias,
@@ -310,6 +341,8 @@ mc_status mc_rope(mc_tensor *y, const mc_tensor *x, double theta, int64_t first,
  * fp64. softmax(scale * q k^T) v; causal: query t sees keys up to t + S - T. */
 mc_status mc_attention(mc_tensor *out, mc_tensor *lse, const mc_tensor *q, const mc_tensor *k,
                        const mc_tensor *v, double scale, int causal);
+/* dq, dk, dv of q's, k's and v's shapes, from attention's own out and lse; a query that sees no key
+ * has out 0, lse -inf and no gradient. (FlashAttention-2, Dao 2023, section 2) */
 mc_status mc_attention_backward(mc_tensor *dq, mc_tensor *dk, mc_tensor *dv, const mc_tensor *dout,
                                 const mc_tensor *q, const mc_tensor *k, const mc_tensor *v,
                                 const mc_tensor *out, const mc_tensor *lse, double scale,
@@ -387,14 +420,19 @@ mc_status mc_sgd_step(mc_tensor *param, mc_tensor *momentum_buffer, mc_tensor *m
  * are zeroed in a fresh output and untouched in a filled one. Products accumulate in fp32 (fp64 for
  * fp64); the bias is added before the one rounding. */
 
+/* Group g owns rows o_g .. o_g + M_g - 1, o_g = the sum of the splits before it.
+ * y_g = x_g weight[g]^T + bias[g] */
 mc_status mc_grouped_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *weight,
                             const mc_tensor *bias, const mc_tensor *splits);
+/* dx_g = dy_g weight[g] */
 mc_status mc_grouped_linear_dgrad(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *weight,
                                   const mc_tensor *splits);
-/* dw [G, N, K] (may be fp32 for bf16 operands: main_grad); accumulate = 1 adds to a filled dw, else
- * overwrites: exact zeros for groups without rows. Contracts over a group's own rows only. */
+/* dw[g] (+)= dy_g^T x_g, dw [G, N, K] (a filled one may be fp32 for bf16 and fp16 operands:
+ * main_grad); accumulate = 1 adds to a filled dw, else overwrites: exact zeros for groups without
+ * rows. Contracts over a group's own rows only. */
 mc_status mc_grouped_linear_wgrad(mc_tensor *dw, const mc_tensor *dy, const mc_tensor *x,
                                   const mc_tensor *splits, int accumulate);
+/* db[g] (+)= the sum of dy_g's rows, db [G, N]; dtypes and accumulate as dw's. */
 mc_status mc_grouped_linear_bias_grad(mc_tensor *db, const mc_tensor *dy, const mc_tensor *splits,
                                       int accumulate);
 /* offsets int64 [G + 1]: 0, then the running sum of first_dims. */

@@ -62,9 +62,7 @@ mc_status mc_copy(mc_tensor *dst, const mc_tensor *src) {
 mc_status mc_fill(mc_tensor *t, double value) {
     mci_call c = mci_begin("fill", MCI_OP_fill, 1);
     mci_inout(&c, 0, t, 0);
-    if (mci_ok(&c) && !mc_dtype_is_float(t->v.dtype) && t->v.dtype != MC_BOOL &&
-        (value != floor(value) || fabs(value) > 9.2e18))
-        mci_bad(&c, "%.17g does not fit a tensor of %s", value, mc_dtype_name(t->v.dtype));
+    if (mci_ok(&c) && t->v.dtype != MC_BOOL) mci_want_number(&c, value, t->v.dtype);
     return mci_end(&c, &(mci_fill_params){.value = value});
 }
 
@@ -73,10 +71,10 @@ mc_status mc_arange(mc_tensor *t, double start, double step) {
     mci_inout(&c, 0, t, 0);
     if (mci_ok(&c) && t->v.ndim != 1)
         mci_bad(&c, "wanted a 1-D tensor, got shape %s", mci_shape_of(t));
-    if (mci_ok(&c) && !mc_dtype_is_float(t->v.dtype) &&
-        (start != floor(start) || step != floor(step)))
-        mci_bad(&c, "start %.17g and step %.17g do not fit a tensor of %s", start, step,
-                mc_dtype_name(t->v.dtype));
+    int64_t n = mci_ok(&c) ? t->v.shape[0] : 0;
+    if (n > 0) mci_want_number(&c, start, t->v.dtype);
+    if (n > 1) mci_want_number(&c, start + step, t->v.dtype);
+    if (n > 1) mci_want_number(&c, start + (double)(n - 1) * step, t->v.dtype);
     return mci_end(&c, &(mci_fill_params){.value = start, .step = step});
 }
 

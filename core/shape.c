@@ -4,22 +4,6 @@
 
 #include "call.h"
 
-int64_t mci_numel(const mci_view *v) {
-    int64_t n = 1;
-    for (int i = 0; i < v->ndim; i++) n *= v->shape[i];
-    return n;
-}
-
-int mci_is_contiguous(const mci_view *v) {
-    int64_t want = 1;
-    for (int i = v->ndim - 1; i >= 0; i--) {
-        if (v->shape[i] == 0) return 1;
-        if (v->shape[i] != 1 && v->stride[i] != want) return 0;
-        want *= v->shape[i];
-    }
-    return 1;
-}
-
 void mci_contiguous_strides(int ndim, const int64_t *shape, int64_t *strides) {
     int64_t stride = 1;
     for (int i = ndim - 1; i >= 0; i--) {

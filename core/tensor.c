@@ -28,6 +28,7 @@ void mc_tensor_release(mc_tensor *t) {
     if (!t || !t->storage) return;
     mci_storage_release(t->storage);
     t->storage = NULL;
+    t->sharing = 0;
 }
 
 void mc_tensor_free(mc_tensor *t) {
@@ -77,6 +78,9 @@ int mc_tensor_storage_refs(const mc_tensor *t) {
 int mc_tensor_same_shape(const mc_tensor *a, const mc_tensor *b) {
     return mci_same_shape(a, b);
 }
+int mc_tensor_sharing(const mc_tensor *t) {
+    return t->sharing;
+}
 void mc_tensor_bump_version(mc_tensor *t) {
     t->storage->version++;
 }
@@ -115,6 +119,7 @@ mc_status mc_empty(mc_tensor *out, int dtype, int device, int ndim, const int64_
     int64_t n;
     mc_status status = want_empty("empty", out);
     if (status == MC_OK) status = check_shape("empty", ndim, shape, dtype, &n);
+    if (status == MC_OK && device) status = mci_check_device("empty", device);
     if (status != MC_OK) return status;
     mci_storage *s;
     status = mci_storage_new(&s, device, n * mc_dtype_size(dtype));
@@ -130,9 +135,9 @@ mc_status mc_empty(mc_tensor *out, int dtype, int device, int ndim, const int64_
 
 /* -- views ------------------------------------------------------------------------------------- */
 
-/* `out` becomes a view of t's storage; the caller has proved that it stays inside. */
-static void set_view(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape,
-                     const int64_t *strides, int64_t offset) {
+/* `out` becomes a handle on t's storage; the caller has proved that it stays inside. */
+static void set_handle(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape,
+                       const int64_t *strides, int64_t offset) {
     mci_view v = {.dtype = t->v.dtype, .ndim = ndim};
     memcpy(v.shape, shape, (size_t)ndim * sizeof *shape);
     memcpy(v.stride, strides, (size_t)ndim * sizeof *strides);
@@ -142,10 +147,19 @@ static void set_view(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t
     out->v = v;
 }
 
+/* As set_handle, and both handles remember it. t is const for what it holds; this says who else
+ * does. */
+static void set_view(mc_tensor *out, const mc_tensor *t, int ndim, const int64_t *shape,
+                     const int64_t *strides, int64_t offset) {
+    set_handle(out, t, ndim, shape, strides, offset);
+    out->sharing = MC_IS_VIEW;
+    ((mc_tensor *)t)->sharing |= MC_HAS_VIEWS;
+}
+
 mc_status mc_alias(mc_tensor *out, const mc_tensor *t) {
     mc_status status = want_defined("alias", t);
     if (status == MC_OK) status = want_empty("alias", out);
-    if (status == MC_OK) set_view(out, t, t->v.ndim, t->v.shape, t->v.stride, 0);
+    if (status == MC_OK) set_handle(out, t, t->v.ndim, t->v.shape, t->v.stride, 0);
     return status;
 }
 

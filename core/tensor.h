@@ -17,14 +17,13 @@ typedef struct mci_storage {
 struct mc_tensor {
     mci_view v;
     mci_storage *storage;
+    int sharing; /* MC_IS_VIEW, MC_HAS_VIEWS, for mc_tensor_sharing */
 };
 
 mc_status mci_storage_new(mci_storage **out, int device, int64_t bytes);
 void mci_storage_retain(mci_storage *s);
 void mci_storage_release(mci_storage *s);
 
-int64_t mci_numel(const mci_view *v);
-int mci_is_contiguous(const mci_view *v);
 void mci_contiguous_strides(int ndim, const int64_t *shape, int64_t *strides);
 /* Product of sizes in elements; 0 and *n on success, -1 when it overflows or a size is negative. */
 int mci_checked_numel(int ndim, const int64_t *shape, int64_t *n);

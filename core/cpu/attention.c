@@ -51,20 +51,14 @@ static sizes sizes_of(const mci_view *q, const mci_view *k, int causal) {
     return z;
 }
 
-#define REAL float
-#define REAL_DTYPE MC_FLOAT32
-#define R(name) name##_f32
-#include "attention_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
-#define REAL double
-#define REAL_DTYPE MC_FLOAT64
-#define R(name) name##_f64
-#include "attention_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
+/* The reason of a failure stands in the message buffer of the thread that met it. */
+static mc_status attention_status(const char *op, mc_status status) {
+    if (status == MC_OK) return MC_OK;
+    return mci_fail(status, "%s: %s failed in a product", op, mci_gemm_provider());
+}
+
+#define IN_BOTH_REALS "attention_real.h"
+#include "both_reals.h"
 
 mc_status MCI_CPU(rope)(mci_exec *exec, const mci_view *const *t, const void *p) {
     return (t[1]->dtype == MC_FLOAT64 ? rope_f64 : rope_f32)(exec, t, p);

@@ -248,7 +248,7 @@ static mc_status R(attention_fast)(mci_exec *exec, const mci_view *const *t, con
             status = s;
         }
     }
-    return status;
+    return attention_status("attention", status);
 }
 
 /* One block of queries of one head, backward: writes dq's rows and adds to dk and dv.
@@ -327,7 +327,7 @@ static mc_status R(attention_backward_fast)(mci_exec *exec, const mci_view *cons
         R(tile_store)(t[1], b, kv, 0, z->S, dkbuf, dk);
         R(tile_store)(t[2], b, kv, 0, z->S, dvbuf, dv);
     }
-    return status;
+    return attention_status("attention_backward", status);
 }
 
 #undef TILE

@@ -43,20 +43,4 @@ static inline int64_t mci_split(int64_t n, int64_t parts, int64_t i) {
     return n / parts * i + (i < n % parts ? i : n % parts);
 }
 
-static inline int64_t mci_view_numel(const mci_view *v) {
-    int64_t n = 1;
-    for (int i = 0; i < v->ndim; i++) n *= v->shape[i];
-    return n;
-}
-
-static inline int mci_view_contiguous(const mci_view *v) {
-    int64_t want = 1;
-    for (int i = v->ndim - 1; i >= 0; i--) {
-        if (v->shape[i] == 0) return 1;
-        if (v->shape[i] != 1 && v->stride[i] != want) return 0;
-        want *= v->shape[i];
-    }
-    return 1;
-}
-
 #endif

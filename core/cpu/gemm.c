@@ -1,12 +1,14 @@
 /* gemm.c: opens the library behind gemm.h, and the loops that serve where there is none.
  *
  * float32 and bfloat16 go to oneDNN, float64 (which oneDNN has not) to CBLAS; CBLAS takes float32
- * too where oneDNN is missing. Each is opened once, at the first product that asks for it.
+ * too where oneDNN is missing. Each is opened once, at the first product that asks for it, unless
+ * MASCON_GEMM=cblas or MASCON_GEMM=plain asks for less.
  */
 #include "gemm.h"
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "plugin.h"
@@ -33,11 +35,18 @@ static void open_provider(provider *p) {
     else
         snprintf(p->reason, sizeof p->reason, "libmascon_%s.so is of another version", p->plugin);
 }
+/* 1 when MASCON_GEMM names what is less than the provider: `less`, or the loops. */
+static int declined(provider *p, const char *less) {
+    const char *wanted = getenv("MASCON_GEMM");
+    if (!wanted || (strcmp(wanted, "plain") != 0 && strcmp(wanted, less) != 0)) return 0;
+    snprintf(p->reason, sizeof p->reason, "MASCON_GEMM=%s asks for less", wanted);
+    return 1;
+}
 static void open_dnnl(void) {
-    open_provider(&dnnl);
+    if (!declined(&dnnl, "cblas")) open_provider(&dnnl);
 }
 static void open_cblas(void) {
-    open_provider(&cblas);
+    if (!declined(&cblas, "plain")) open_provider(&cblas);
 }
 static const mci_gemm_table *dnnl_table(void) {
     pthread_once(&dnnl_once, open_dnnl);

@@ -1,9 +1,9 @@
 /* gemm.h: single matrix products on raw pointers, the one door to oneDNN or CBLAS.
  *
  * All matrices are row-major with leading dimensions in elements. The provider library
- * (libmascon_dnnl.so, libmascon_cblas.so) is opened at the first product; without one the plain
- * loops of gemm.c serve. Safe to call from inside a parallel region: it then runs on the calling
- * thread alone. Many products at once: products.h.
+ * (libmascon_dnnl.so, libmascon_cblas.so) is opened at the first product; without one, or with
+ * MASCON_GEMM=plain, the loops of gemm.c serve. Safe to call from inside a parallel region: it then
+ * runs on the calling thread alone. Many products at once: products.h.
  */
 #ifndef MCI_GEMM_H
 #define MCI_GEMM_H

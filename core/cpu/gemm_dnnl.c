@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,23 @@ static mc_status failed(const char *what, dnnl_status_t status) {
                       "gemm: oneDNN could not %s (status %d)", what, (int)status);
 }
 
+/* -- signals -------------------------------------------------------------------------------------
+ * The compiled kernels (those of 2.6.3's dnnl_sgemm at least) keep values further below the stack
+ * pointer than a signal handler's frame spares: a handler that ran meanwhile on the thread, that of
+ * Ctrl-C or of a profiler, left a broken heap. So signals from outside wait for a product's end.
+ */
+static void hold_signals(sigset_t *was) {
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t held;
+    sigfillset(&held);
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) sigdelset(&held, own[i]);
+    pthread_sigmask(SIG_SETMASK, &held, was);
+}
+
+static void release_signals(const sigset_t *was) {
+    pthread_sigmask(SIG_SETMASK, was, NULL);
+}
+
 /* -- float32 ----------------------------------------------------------------------------------- */
 
 static int64_t least(int64_t ld, int64_t columns) {
@@ -53,9 +71,12 @@ static int64_t least(int64_t ld, int64_t columns) {
 static mc_status f32(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                      const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
                      int64_t ldc) {
+    sigset_t signals;
+    hold_signals(&signals);
     dnnl_status_t s = dnnl_sgemm(trans_a ? 'T' : 'N', trans_b ? 'T' : 'N', m, n, k, alpha, a,
                                  least(lda, trans_a ? m : k), b, least(ldb, trans_b ? k : n), beta,
                                  c, least(ldc, n));
+    release_signals(&signals);
     return s == dnnl_success ? MC_OK : failed("multiply float32", s);
 }
 
@@ -271,8 +292,11 @@ static mc_status bf16_run(const mci_bf16_product *room, const void *a, const voi
         n += s == dnnl_success;
     }
     int threads = one_thread();
+    sigset_t signals;
+    hold_signals(&signals);
     if (!s) s = dnnl_primitive_execute(p->primitive, stream, n, args);
     if (!s) s = dnnl_stream_wait(stream);
+    release_signals(&signals);
     many_threads(threads);
     for (int i = 0; i < n; i++) dnnl_memory_destroy(args[i].memory);
     if (stream) dnnl_stream_destroy(stream);

@@ -192,7 +192,7 @@ static mc_status run(mci_exec *exec, const char *op, job *j, mci_products *p,
         int whole = bias->stride[1] == 1 || bias->shape[1] == 1;
         j->bias = bias->data;
         j->bias_ld = bias->stride[0];
-        if (!whole) bias_bytes = mci_round64((size_t)mci_view_numel(bias) * sizeof(double));
+        if (!whole) bias_bytes = mci_round64((size_t)mci_numel(bias) * sizeof(double));
     }
     p->dtype = j->a.v->dtype;
     p->c_dtype = j->c.v->dtype;
@@ -242,7 +242,7 @@ static mc_status rows_pass(mci_exec *exec, const char *op, const char *operand,
     const mci_view *out = t[0], *in = t[1], *w = t[2];
     int64_t sum, total = in->shape[0];
     mc_status status = check_splits(op, splits, operand, total, &sum);
-    if (status != MC_OK || mci_view_numel(out) == 0) return status;
+    if (status != MC_OK || mci_numel(out) == 0) return status;
     int64_t used = zero_tail ? total : sum;
     if (!mci_cpu_plain) {
         job j = {.splits = splits,
@@ -288,7 +288,7 @@ mc_status MCI_CPU(grouped_linear_wgrad)(mci_exec *exec, const mci_view *const *t
     int add = params_of->accumulate;
     int64_t sum, first = 0;
     mc_status status = check_splits("grouped_linear_wgrad", splits, "dy", dy->shape[0], &sum);
-    if (status != MC_OK || mci_view_numel(dw) == 0) return status;
+    if (status != MC_OK || mci_numel(dw) == 0) return status;
     if (!mci_cpu_plain) {
         job j = {.splits = splits,
                  .a = describe(dy, sum),

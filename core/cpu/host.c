@@ -74,20 +74,22 @@ static int cores_available(void) {
     return cores;
 }
 
+enum { MOST_THREADS = 1024 };
 static int threads;
 
 int mc_get_num_threads(void) {
     if (threads == 0) {
         const char *text = getenv("MASCON_NUM_THREADS");
         int n = text ? atoi(text) : 0;
-        threads = n > 0 ? n : cores_available();
+        threads = n < 1 ? cores_available() : n < MOST_THREADS ? n : MOST_THREADS;
         omp_set_num_threads(threads);
     }
     return threads;
 }
 
 mc_status mc_set_num_threads(int n) {
-    if (n < 1 || n > 1024) return mci_fail(MC_EINVAL, "set_num_threads: %d, wanted 1 to 1024", n);
+    if (n < 1 || n > MOST_THREADS)
+        return mci_fail(MC_EINVAL, "set_num_threads: %d, wanted 1 to %d", n, MOST_THREADS);
     threads = n;
     omp_set_num_threads(n);
     return MC_OK;

@@ -21,7 +21,7 @@ static int64_t offset_of(const mci_view *v, int64_t at) {
 
 /* Every index must be in [0, limit). */
 static mc_status check_index(const char *op, const mci_view *index, int64_t limit) {
-    int64_t n = mci_view_numel(index);
+    int64_t n = mci_numel(index);
     for (int64_t i = 0; i < n; i++) {
         int64_t x = index_value((const char *)index->data + offset_of(index, i), index->dtype);
         if (x >= 0 && x < limit) continue;
@@ -151,7 +151,7 @@ static void common_axes(selection *q) {
             q->outer *= n;
         }
     }
-    q->n_index = mci_view_numel(q->index);
+    q->n_index = mci_numel(q->index);
     q->axis_bytes = t->stride[q->axis] * size;
 }
 
@@ -198,9 +198,9 @@ mc_status MCI_CPU(index_select)(mci_exec *exec, const mci_view *const *t, const 
     selection q = {.table = t[1], .rows = t[0], .index = t[2], .axis = r->axis};
     q.dtype = t[1]->dtype;
     mc_status status = check_index("index_select", t[2], t[1]->shape[r->axis]);
-    if (status != MC_OK || mci_view_numel(t[0]) == 0) return status;
+    if (status != MC_OK || mci_numel(t[0]) == 0) return status;
     common_axes(&q);
-    mci_parallel(q.outer * q.n_index, mci_view_numel(t[0]), select_rows, &q);
+    mci_parallel(q.outer * q.n_index, mci_numel(t[0]), select_rows, &q);
     return MC_OK;
 }
 
@@ -230,7 +230,7 @@ mc_status MCI_CPU(index_add)(mci_exec *exec, const mci_view *const *t, const voi
     selection q = {.table = t[0], .rows = t[1], .index = t[2], .axis = r->axis};
     q.dtype = t[0]->dtype;
     mc_status status = check_index("index_add", t[2], t[0]->shape[r->axis]);
-    int64_t work = mci_view_numel(t[1]);
+    int64_t work = mci_numel(t[1]);
     if (status != MC_OK || work == 0) return status;
     common_axes(&q);
     q.piece = q.run >= 4 * PIECE ? PIECE : 0;
@@ -294,7 +294,7 @@ static void scatter_lines(void *context, int64_t begin, int64_t end) {
 
 static mc_status over_lines(const char *op, lines *q, mci_range_fn fn) {
     mc_status status = check_index(op, q->index, q->table->shape[q->axis]);
-    int64_t work = mci_view_numel(q->index);
+    int64_t work = mci_numel(q->index);
     if (status != MC_OK || work == 0) return status;
     mci_parallel(work / q->index->shape[q->axis], work, fn, q);
     return MC_OK;

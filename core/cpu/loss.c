@@ -8,16 +8,8 @@
  */
 #include "row.h"
 
-#define REAL float
-#define R(name) name##_f32
-#include "loss_real.h"
-#undef REAL
-#undef R
-#define REAL double
-#define R(name) name##_f64
-#include "loss_real.h"
-#undef REAL
-#undef R
+#define IN_BOTH_REALS "loss_real.h"
+#include "both_reals.h"
 
 /* The first target outside 0 .. classes - 1 that is not `ignore` is an error. */
 static mc_status check_targets(const char *op, const mci_view *target, int64_t classes,

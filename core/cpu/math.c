@@ -124,7 +124,7 @@ static mc_status elementwise(const mci_view *const *t, int n_in, const op_loops 
                              const void *params) {
     int kind = mci_compute_kind(t[1]->dtype), n_op = n_in + 1;
     mci_loop_fn fn = ops->fn[kind];
-    int64_t numel = mci_view_numel(t[0]);
+    int64_t numel = mci_numel(t[0]);
     if (!fn)
         return mci_fail(MC_EINTERNAL, "elementwise: no loop for %s", mci_dtypes[t[1]->dtype].name);
     if (numel < MCI_PARALLEL_MIN && mci_kind_direct(kind, t[1]->dtype) && mci_views_flat(n_op, t)) {
@@ -146,7 +146,7 @@ static mc_status binary(const mci_view *const *t, const void *p, const op_loops 
     int dtype = t[1]->dtype, kind = mci_compute_kind(dtype), a = q->reverse ? 2 : 1;
     uint64_t number = 0;
     MCI_CPU(store_f64)(&number, dtype, mci_dtypes[dtype].size, &q->scalar, 1);
-    int64_t numel = mci_view_numel(t[0]);
+    int64_t numel = mci_numel(t[0]);
     if (numel <= SMALL && mci_kind_direct(kind, dtype) && mci_views_flat(2, t)) {
         uint64_t row[SMALL];
         MCI_CPU(load)(kind, row, &number, dtype, 0, numel);

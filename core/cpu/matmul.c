@@ -64,6 +64,9 @@ static void define(const mci_view *c, const mci_view *a, const mci_view *b) {
             }
 }
 
+/* Multiplications up to which planning a product costs more than its definition. */
+enum { TINY = 128 };
+
 /* -- the fast path ----------------------------------------------------------------------------- */
 
 /* A matrix for each batch item: stored [rows, columns] when !trans, else [columns, rows]. */
@@ -208,8 +211,9 @@ static mc_status run(mci_exec *exec, job *j, mci_plan *plan) {
 mc_status MCI_CPU(matmul)(mci_exec *exec, const mci_view *const *t, const void *params) {
     (void)params;
     const mci_view *c = t[0], *a = t[1], *b = t[2];
-    if (mci_view_numel(c) == 0) return MC_OK;
-    if (mci_cpu_plain) {
+    if (mci_numel(c) == 0) return MC_OK;
+    int64_t outputs = mci_numel(c), depth = a->shape[a->ndim - 1];
+    if (mci_cpu_plain || (outputs <= TINY && depth <= TINY / outputs)) {
         define(c, a, b);
         return MC_OK;
     }

@@ -21,18 +21,10 @@ static inline char *element_at(const mci_view *v, int64_t i, int64_t j) {
     return (char *)v->data + (i * v->stride[0] + j * v->stride[1]) * mci_dtypes[v->dtype].size;
 }
 
-#define REAL float
-#define R(name) name##_f32
-#include "router_real.h"
-#include "moe_real.h"
-#undef REAL
-#undef R
-#define REAL double
-#define R(name) name##_f64
-#include "router_real.h"
-#include "moe_real.h"
-#undef REAL
-#undef R
+#define IN_BOTH_REALS "router_real.h"
+#include "both_reals.h"
+#define IN_BOTH_REALS "moe_real.h"
+#include "both_reals.h"
 
 /* Every element of v (1-D or 2-D) below `end`, and at least 0 unless `negative` is legal. */
 static mc_status check_indices(const char *op, const char *name, const mci_view *v, int64_t end,

@@ -14,16 +14,8 @@ enum { CHUNK_ROWS = 16, MAX_CHUNKS = 64 };
 #define mci_sqrt_f32 sqrtf
 #define mci_sqrt_f64 sqrt
 
-#define REAL float
-#define R(name) name##_f32
-#include "norm_real.h"
-#undef REAL
-#undef R
-#define REAL double
-#define R(name) name##_f64
-#include "norm_real.h"
-#undef REAL
-#undef R
+#define IN_BOTH_REALS "norm_real.h"
+#include "both_reals.h"
 
 mc_status MCI_CPU(rms_norm)(mci_exec *exec, const mci_view *const *t, const void *p) {
     double eps = ((const mci_norm_params *)p)->eps;

@@ -24,27 +24,15 @@ typedef struct numbers {
 #define mci_sqrt_f32 sqrtf
 #define mci_sqrt_f64 sqrt
 
-#define REAL float
-#define REAL_DTYPE MC_FLOAT32
-#define R(name) name##_f32
-#include "optim_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
-#define REAL double
-#define REAL_DTYPE MC_FLOAT64
-#define R(name) name##_f64
-#include "optim_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
+#define IN_BOTH_REALS "optim_real.h"
+#include "both_reals.h"
 
 /* v: param, first moment or momentum, second moment, master, grad; all but the first and the last
  * may be NULL. Contiguous tensors are one row, others go row by row. */
 static void step(const mci_view *const *v, const numbers *k) {
     mci_rows m[5];
     int flat = 1, ndim = v[0]->ndim;
-    for (int i = 0; i < 5; i++) flat = flat && (!v[i] || mci_view_contiguous(v[i]));
+    for (int i = 0; i < 5; i++) flat = flat && (!v[i] || mci_is_contiguous(v[i]));
     for (int i = 0; i < 5; i++) {
         m[i] = mci_rows_of(v[i], ndim > 0 ? ndim - 1 : 0);
         if (!flat || !v[i]) continue;

@@ -349,7 +349,7 @@ static void over_lines(lines *q, mci_range_fn fn) {
     const mci_view *v = q->v[q->n_views - 1];
     int64_t rows = 1;
     for (int d = 0; d < v->ndim; d++) rows *= d == q->axis ? 1 : v->shape[d];
-    mci_parallel(rows, mci_view_numel(v), fn, q);
+    mci_parallel(rows, mci_numel(v), fn, q);
 }
 
 static int64_t line_length(const mci_view *v, int axis) {
@@ -434,9 +434,9 @@ mc_status MCI_CPU(topk)(mci_exec *exec, const mci_view *const *t, const void *p)
     (void)p;
     int last = t[2]->ndim - 1;
     lines q = {.v = {t[0], t[1], t[2]}, .n_views = 3, .axis = last, .k = line_length(t[0], last)};
-    if (q.k == 0 || mci_view_numel(t[2]) == 0) return MC_OK;
+    if (q.k == 0 || mci_numel(t[2]) == 0) return MC_OK;
     if (q.k > SMALL_K) {
-        q.heaps = exec->scratch(exec, (size_t)(mci_view_numel(t[0]) * 16));
+        q.heaps = exec->scratch(exec, (size_t)(mci_numel(t[0]) * 16));
         if (!q.heaps) return mci_fail(MC_ENOMEM, "topk: no memory for the sort");
     }
     over_lines(&q, topk_lines);
@@ -463,7 +463,7 @@ static mc_status softmax(const mci_view *const *t, int n_views, const void *p, i
     const mci_axis_params *r = p;
     lines q = {.n_views = n_views, .axis = r->axis, .option = logarithmic};
     for (int i = 0; i < n_views; i++) q.v[i] = t[i];
-    if (mci_view_numel(t[0]) > 0) over_lines(&q, softmax_lines);
+    if (mci_numel(t[0]) > 0) over_lines(&q, softmax_lines);
     return MC_OK;
 }
 /* t: y, x; and dx, dy, y. */

@@ -1,10 +1,10 @@
 /* row.h: rows of views as contiguous float or double, and the sums over them.
  *
- * A kernel that works row by row is written once, in a file <name>_real.h that is included with
- * REAL = float, R(f) = f##_f32 (float32, and float16 and bfloat16 through row buffers) and again
- * with REAL = double, R(f) = f##_f64. A row that lies in memory as it is wanted is used in place;
- * any other dtype or stride goes through the caller's buffer. Sums run in MCI_LANES interleaved
- * partial sums that are then folded in halves: one order for every instruction set.
+ * A kernel that works row by row is written once, in a file <name>_real.h that is included in both
+ * precisions (both_reals.h); float16 and bfloat16 go through row buffers of floats. A row that lies
+ * in memory as it is wanted is used in place; any other dtype or stride goes through the caller's
+ * buffer. Sums run in MCI_LANES interleaved partial sums that are then folded in halves: one order
+ * for every instruction set.
  */
 #ifndef MCI_ROW_H
 #define MCI_ROW_H
@@ -81,19 +81,7 @@ static inline mc_status mci_no_scratch(const char *op, size_t bytes) {
     return mci_fail(MC_ENOMEM, "%s: no memory for %zu bytes of scratch", op, bytes);
 }
 
-#define REAL float
-#define REAL_DTYPE MC_FLOAT32
-#define R(name) name##_f32
-#include "row_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
-#define REAL double
-#define REAL_DTYPE MC_FLOAT64
-#define R(name) name##_f64
-#include "row_real.h"
-#undef REAL
-#undef REAL_DTYPE
-#undef R
+#define IN_BOTH_REALS "row_real.h"
+#include "both_reals.h"
 
 #endif

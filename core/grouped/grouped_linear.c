@@ -35,17 +35,10 @@ static void want_weight(mci_call *c, const mc_tensor *weight) {
                 mci_shape_of(weight));
 }
 
-/* Rows of the output come from other rows: the same memory cannot serve for both. */
-static void not_in_place(mci_call *c, const char *out_name, const mc_tensor *out, const char *name,
-                         const mc_tensor *in) {
-    if (mci_ok(c) && out->v.data && out->v.data == in->v.data)
-        mci_bad(c, "%s and %s share their memory; the product cannot be computed in place",
-                out_name, name);
-}
-
 mc_status mc_grouped_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *weight,
                             const mc_tensor *bias, const mc_tensor *splits) {
     mci_call c = mci_begin("grouped_linear", MCI_OP_grouped_linear, 1);
+    c.apart = 1;
     mci_in(&c, 0, x);
     mci_in(&c, 1, weight);
     mci_in_optional(&c, 2, bias);
@@ -60,7 +53,6 @@ mc_status mc_grouped_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *w
     }
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     mci_out(&c, 0, y, x->v.dtype, 2, (int64_t[]){x->v.shape[0], weight->v.shape[1]});
-    if (mci_ok(&c)) not_in_place(&c, "y", y, "x", x);
     mci_grouped_params p = {.zero_tail = mci_is_fresh(&c, 0)};
     return mci_end(&c, &p);
 }
@@ -68,6 +60,7 @@ mc_status mc_grouped_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *w
 mc_status mc_grouped_linear_dgrad(mc_tensor *dx, const mc_tensor *dy, const mc_tensor *weight,
                                   const mc_tensor *splits) {
     mci_call c = mci_begin("grouped_linear_dgrad", MCI_OP_grouped_linear_dgrad, 1);
+    c.apart = 1;
     mci_in(&c, 0, dy);
     mci_in(&c, 1, weight);
     mci_in(&c, 2, splits);
@@ -77,7 +70,6 @@ mc_status mc_grouped_linear_dgrad(mc_tensor *dx, const mc_tensor *dy, const mc_t
     if (mci_ok(&c)) want_splits(&c, splits, weight->v.shape[0]);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     mci_out(&c, 0, dx, dy->v.dtype, 2, (int64_t[]){dy->v.shape[0], weight->v.shape[2]});
-    if (mci_ok(&c)) not_in_place(&c, "dx", dx, "dy", dy);
     mci_grouped_params p = {.zero_tail = mci_is_fresh(&c, 0)};
     return mci_end(&c, &p);
 }
@@ -102,6 +94,7 @@ static int64_t given_groups(const mc_tensor *gradient) {
 mc_status mc_grouped_linear_wgrad(mc_tensor *dw, const mc_tensor *dy, const mc_tensor *x,
                                   const mc_tensor *splits, int accumulate) {
     mci_call c = mci_begin("grouped_linear_wgrad", MCI_OP_grouped_linear_wgrad, 1);
+    c.apart = 1;
     mci_in(&c, 0, dy);
     mci_in(&c, 1, x);
     mci_in(&c, 2, splits);
@@ -123,6 +116,7 @@ mc_status mc_grouped_linear_wgrad(mc_tensor *dw, const mc_tensor *dy, const mc_t
 mc_status mc_grouped_linear_bias_grad(mc_tensor *db, const mc_tensor *dy, const mc_tensor *splits,
                                       int accumulate) {
     mci_call c = mci_begin("grouped_linear_bias_grad", MCI_OP_grouped_linear_bias_grad, 1);
+    c.apart = 1;
     mci_in(&c, 0, dy);
     mci_in(&c, 1, splits);
     want_rows(&c, "dy", dy, -1);

@@ -50,9 +50,14 @@ static mc_status os_failure(const char *path, const char *what, int error) {
 static mc_status open_temp(mc_h5_writer *w) {
     static atomic_int counter;
     struct stat st;
+    int there = stat(w->path, &st) == 0;
     /* rename would say so too, after all the work */
-    if (stat(w->path, &st) == 0 && S_ISDIR(st.st_mode))
-        return mci_fail(MC_EIO, "%s: it is a folder", w->path);
+    if (there && !S_ISREG(st.st_mode))
+        return mci_fail(MC_EIO, "%s: it is %s", w->path,
+                        S_ISDIR(st.st_mode) ? "a folder" : "there already and no regular file");
+    /* rename asks the folder only */
+    if (there && ((st.st_mode & 0222) == 0 || access(w->path, W_OK) != 0))
+        return mci_fail(MC_EIO, "%s: it is write-protected", w->path);
     size_t room = strlen(w->path) + 48;
     char *name = malloc(room);
     if (!name) return os_failure(w->path, "", ENOMEM);
@@ -68,7 +73,8 @@ static mc_status open_temp(mc_h5_writer *w) {
         free(name);
         return os_failure(w->path, "cannot create a file in its folder: ", error);
     }
-    w->temp = name; /* from here on there is something to remove */
+    w->temp = name;                              /* from here on there is something to remove */
+    if (there) fchmod(w->fd, st.st_mode & 0777); /* where the file system has permissions */
     /* A full disk is met here, and in commit, before libhdf5 writes: it survives that badly. */
     error = mci_claim(w->fd, 4096);
     return error == 0 ? MC_OK : os_failure(w->path, "", error);

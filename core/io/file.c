@@ -186,6 +186,12 @@ static mc_status open_file(mc_h5_file *f) {
     return MC_OK;
 }
 
+/* 1 when the open file has lost its name. */
+static int is_replaced(const mc_h5_file *f) {
+    struct stat st;
+    return f->fd >= 0 && fstat(f->fd, &st) == 0 && st.st_nlink == 0;
+}
+
 mc_status mc_h5_open(mc_h5_file **out, const char *path) {
     if (!out) return mci_fail(MC_EINVAL, "h5_open: no place for the file");
     *out = NULL;
@@ -200,6 +206,12 @@ mc_status mc_h5_open(mc_h5_file **out, const char *path) {
         return mci_fail(MC_ENOMEM, "%s: out of memory", path);
     }
     mc_status status = open_file(f);
+    /* libhdf5 cannot open what a save has replaced since we opened it: take the new one */
+    for (int tries = 0; status != MC_OK && tries < 100 && is_replaced(f); tries++) {
+        close(f->fd);
+        f->fd = -1;
+        status = open_file(f);
+    }
     if (status != MC_OK) {
         mc_h5_close(f);
         return status;
@@ -246,8 +258,7 @@ static mc_status read_host(const mc_h5_file *f, const mc_h5_entry *e, int64_t fi
         const mci_hdf5_api *api = mci_hdf5();
         if (!api) return MC_EUNSUPPORTED;
         /* libhdf5 opens by name, and a replaced file has none */
-        struct stat st;
-        if (fstat(f->fd, &st) != 0 || st.st_nlink == 0)
+        if (is_replaced(f))
             return mci_fail(MC_EIO, "%s: '%s' needs decoding and the file was replaced meanwhile",
                             f->path, e->path);
         const char *name = access(f->handle, F_OK) == 0 ? f->handle : f->path;

@@ -6,10 +6,13 @@
  */
 #include "h5room.h"
 
+#include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 const mci_hdf5_services *mci_h5_core;
 
@@ -18,11 +21,23 @@ static int ready;
 static hid_t little[MC_DTYPE_COUNT], big[MC_DTYPE_COUNT];
 /* What libhdf5 said of the first failure since mci_h5_enter. */
 static char reason[320];
+/* The thread's blocked signals before mci_h5_enter. */
+static sigset_t blocked_before;
 
 /* -- the lock ---------------------------------------------------------------------------------- */
 
+/* A write past `ulimit -f` must be an error here, not the end of the process. */
+static sigset_t too_large_signal(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGXFSZ);
+    return set;
+}
+
 void mci_h5_enter(void) {
     pthread_mutex_lock(&lock);
+    sigset_t set = too_large_signal();
+    pthread_sigmask(SIG_BLOCK, &set, &blocked_before);
     /* libhdf5 prints per thread; the thread may be new to us */
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     H5Eclear2(H5E_DEFAULT);
@@ -31,6 +46,13 @@ void mci_h5_enter(void) {
 
 void mci_h5_leave(void) {
     H5Eclear2(H5E_DEFAULT);
+    if (!sigismember(&blocked_before, SIGXFSZ)) {
+        sigset_t set = too_large_signal();
+        struct timespec now = {0};
+        while (sigtimedwait(&set, NULL, &now) > 0) {
+        }
+        pthread_sigmask(SIG_SETMASK, &blocked_before, NULL);
+    }
     pthread_mutex_unlock(&lock);
 }
 
@@ -227,6 +249,36 @@ hid_t mci_h5_access(int writing) {
 }
 
 /* -- decoding ---------------------------------------------------------------------------------- */
+
+const char *mci_h5_chunk_problem(hid_t props, size_t type_size, int64_t file_bytes, char *why,
+                                 size_t size) {
+    int filters = H5Pget_nfilters(props);
+    for (int i = 0; i < filters; i++) {
+        unsigned flags, config;
+        size_t values = 0;
+        char name[64] = "";
+        H5Z_filter_t filter =
+            H5Pget_filter2(props, (unsigned)i, &flags, &values, NULL, sizeof name, name, &config);
+        if (filter >= H5Z_FILTER_DEFLATE && filter <= H5Z_FILTER_SCALEOFFSET &&
+            H5Zfilter_avail(filter) > 0)
+            continue;
+        snprintf(why, size, "it needs filter %d (%s), which libhdf5 has not built in", (int)filter,
+                 name);
+        return why;
+    }
+    hsize_t chunk[H5S_MAX_RANK];
+    int ndim = H5Pget_chunk(props, H5S_MAX_RANK, chunk);
+    int64_t bytes = (int64_t)type_size;
+    for (int i = 0; i < ndim; i++) {
+        if (__builtin_mul_overflow(bytes, (int64_t)chunk[i], &bytes)) bytes = INT64_MAX;
+    }
+    /* libhdf5 allocates whole chunks */
+    if (ndim < 1 || bytes > file_bytes * MCI_H5_EXPANSION + MCI_H5_EXPANSION_BASE) {
+        snprintf(why, size, "one chunk of it is %" PRId64 " bytes, far more than the file", bytes);
+        return why;
+    }
+    return NULL;
+}
 
 typedef struct decoding {
     hid_t set, space, type;

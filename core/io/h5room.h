@@ -36,6 +36,10 @@ hid_t mci_h5_type(int dtype);
  * is none, with the reason in `why`. */
 int mci_h5_dtype(hid_t type, int *swapped, char *why, size_t size);
 
+/* NULL, or why the chunks and filters of a dataset cannot be decoded. */
+const char *mci_h5_chunk_problem(hid_t props, size_t type_size, int64_t file_bytes, char *why,
+                                 size_t size);
+
 /* What an object is. address tells objects of one file apart. */
 typedef struct mci_h5_info {
     H5O_type_t type;

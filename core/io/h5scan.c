@@ -8,6 +8,7 @@
  * before it is checked, and no tensor bytes are read while scanning.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,6 +133,8 @@ static mc_status read_attr(scan *s, hid_t attr, hid_t type, mci_h5_attr_row *row
         row->attr.d = (double)row->attr.i;
     } else if (class == H5T_FLOAT && size <= 8) {
         ok = mci_h5_ok(H5Aread(attr, H5T_NATIVE_DOUBLE, &row->attr.d));
+        /* in LuaJIT the bits of other NaNs stand for pointers */
+        if (isnan(row->attr.d)) row->attr.d = (double)NAN;
         row->attr.kind = MC_H5_DOUBLE;
     } else if (class == H5T_ENUM && mci_h5_dtype(type, &swapped, why, sizeof why) == MC_BOOL) {
         signed char truth = 0;
@@ -160,19 +163,17 @@ static mc_status read_attr(scan *s, hid_t attr, hid_t type, mci_h5_attr_row *row
               : mci_h5_fail(MC_EFORMAT, "%s: cannot read an attribute of '%s'", s->label, s->path);
 }
 
-/* Attribute i, when it is of one element, of fixed size and within bounds; others are passed over
- * unread. */
-static mc_status scan_attr(scan *s, hid_t object, int64_t i) {
+/* The attribute `name`, when it is of one element, of fixed size and within bounds; others are
+ * passed over unread. */
+static mc_status scan_attr(scan *s, hid_t object, const char *name) {
     mci_h5_table *t = s->table;
-    hid_t attr = H5Aopen_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, (hsize_t)i, H5P_DEFAULT,
-                                H5P_DEFAULT);
+    hid_t attr = H5Aopen(object, name, H5P_DEFAULT);
     if (attr < 0)
         return mci_h5_fail(MC_EFORMAT, "%s: cannot open an attribute of '%s'", s->label, s->path);
     hid_t type = H5Aget_type(attr), space = H5Aget_space(attr);
-    char name[MCI_H5_MAX_ATTR_NAME + 1] = "";
-    ssize_t length = H5Aget_name(attr, sizeof name, name);
+    size_t length = strlen(name);
     mc_status status = MC_OK;
-    int kept = type >= 0 && space >= 0 && length > 0 && length < (ssize_t)sizeof name &&
+    int kept = type >= 0 && space >= 0 && length > 0 && length <= MCI_H5_MAX_ATTR_NAME &&
                H5Sget_simple_extent_npoints(space) == 1 &&
                H5Tget_size(type) <= MCI_H5_MAX_ATTR_BYTES;
     mci_h5_attr_row row = {.name = 0, .text = -1};
@@ -182,7 +183,7 @@ static mc_status scan_attr(scan *s, hid_t object, int64_t i) {
             t->n_attrs == INT32_MAX)
             status = no_memory(s);
         else
-            status = add_chars(s, name, (size_t)length, &row.name);
+            status = add_chars(s, name, length, &row.name);
         if (status == MC_OK) t->attrs[t->n_attrs++] = row;
     }
     if (space >= 0) H5Sclose(space);
@@ -191,16 +192,31 @@ static mc_status scan_attr(scan *s, hid_t object, int64_t i) {
     return status;
 }
 
+typedef struct attr_walk {
+    scan *s;
+    mc_status status;
+} attr_walk;
+
+/* Of H5Aiterate2. Nonzero stops. */
+static herr_t visit_attr(hid_t object, const char *name, const H5A_info_t *info, void *data) {
+    (void)info;
+    attr_walk *walk = data;
+    walk->status = scan_attr(walk->s, object, name);
+    return walk->status != MC_OK;
+}
+
 /* The attributes of the row added last. */
 static mc_status scan_attrs(scan *s, hid_t object, const mci_h5_info *info) {
     if (info->attrs > MCI_H5_MAX_ATTRS)
         return mci_h5_core->fail(MC_EFORMAT, "%s: '%s' has %" PRId64 " attributes, over %d",
                                  s->label, s->path, info->attrs, MCI_H5_MAX_ATTRS);
     int64_t row = s->table->n_rows - 1, first = s->table->n_attrs;
-    for (int64_t i = 0; i < info->attrs; i++) {
-        mc_status status = scan_attr(s, object, i);
-        if (status != MC_OK) return status;
-    }
+    attr_walk walk = {.s = s, .status = MC_OK};
+    /* one walk: opening them by their number would sort them all for each */
+    if (info->attrs > 0 &&
+        H5Aiterate2(object, H5_INDEX_NAME, H5_ITER_INC, NULL, visit_attr, &walk) < 0)
+        return mci_h5_fail(MC_EFORMAT, "%s: cannot list the attributes of '%s'", s->label, s->path);
+    if (walk.status != MC_OK) return walk.status;
     s->table->rows[row].entry.n_attrs = (int32_t)(s->table->n_attrs - first);
     return MC_OK;
 }
@@ -232,37 +248,6 @@ static int is_view(scan *s, hid_t props, mc_status *status) {
     return 1;
 }
 
-/* NULL, or why chunks and filters of a dataset are not read. */
-static const char *chunk_problem(const scan *s, hid_t props, size_t type_size, char *why,
-                                 size_t size) {
-    int filters = H5Pget_nfilters(props);
-    for (int i = 0; i < filters; i++) {
-        unsigned flags, config;
-        size_t values = 0;
-        char name[64] = "";
-        H5Z_filter_t filter =
-            H5Pget_filter2(props, (unsigned)i, &flags, &values, NULL, sizeof name, name, &config);
-        if (filter >= H5Z_FILTER_DEFLATE && filter <= H5Z_FILTER_SCALEOFFSET &&
-            H5Zfilter_avail(filter) > 0)
-            continue;
-        snprintf(why, size, "it needs filter %d (%s), which libhdf5 has not built in", (int)filter,
-                 name);
-        return why;
-    }
-    hsize_t chunk[H5S_MAX_RANK];
-    int ndim = H5Pget_chunk(props, H5S_MAX_RANK, chunk);
-    int64_t bytes = (int64_t)type_size;
-    for (int i = 0; i < ndim; i++) {
-        if (__builtin_mul_overflow(bytes, (int64_t)chunk[i], &bytes)) bytes = INT64_MAX;
-    }
-    /* libhdf5 allocates whole chunks */
-    if (ndim < 1 || bytes > s->file_bytes * MCI_H5_EXPANSION + MCI_H5_EXPANSION_BASE) {
-        snprintf(why, size, "one chunk of it is %" PRId64 " bytes, far more than the file", bytes);
-        return why;
-    }
-    return NULL;
-}
-
 /* Shape and bytes; NULL, or what is wrong with them. */
 static const char *read_shape(mc_h5_entry *e, hid_t space, size_t type_size) {
     int ndim = H5Sget_simple_extent_ndims(space);
@@ -283,13 +268,13 @@ static const char *read_shape(mc_h5_entry *e, hid_t space, size_t type_size) {
     return NULL;
 }
 
-/* Where the bytes are, or decode = 1; NULL, or why neither can be. */
+/* Where the bytes are, or decode = 1; NULL, or why neither can be. No props: it is contiguous. */
 static const char *find_bytes(scan *s, mc_h5_entry *e, hid_t set, hid_t props, size_t type_size,
                               int swapped, char *why, size_t size) {
     if (e->bytes == 0) return NULL;
-    H5D_layout_t layout = H5Pget_layout(props);
+    H5D_layout_t layout = props < 0 ? H5D_CONTIGUOUS : H5Pget_layout(props);
     if (layout == H5D_CHUNKED) {
-        const char *problem = chunk_problem(s, props, type_size, why, size);
+        const char *problem = mci_h5_chunk_problem(props, type_size, s->file_bytes, why, size);
         if (problem) return problem;
     } else if (layout != H5D_CONTIGUOUS && layout != H5D_COMPACT) {
         return "its layout is unknown";
@@ -374,6 +359,11 @@ static mc_status scan_dataset(scan *s, hid_t set, const mci_h5_info *info) {
         row->problem = s->table->rows[first].problem;
         return MC_OK;
     }
+    /* Only contiguous bytes of this very file have an offset: views, chunks and external storage
+     * have none. The property list, which tells those apart, costs more than all else here. */
+    if (s->base == 0 && H5Dget_offset(set) != HADDR_UNDEF)
+        return fill_dataset(s, set, H5I_INVALID_HID, info);
+    mci_h5_forget();
     hid_t props = H5Dget_create_plist(set);
     if (props < 0)
         return mci_h5_fail(MC_EFORMAT, "%s: cannot read what '%s' is", s->label, s->path);

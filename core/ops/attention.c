@@ -45,14 +45,12 @@ static mci_attention_params params_of(double scale, int causal) {
 mc_status mc_attention(mc_tensor *out, mc_tensor *lse, const mc_tensor *q, const mc_tensor *k,
                        const mc_tensor *v, double scale, int causal) {
     mci_call c = mci_begin("attention", MCI_OP_attention, 2);
+    c.apart = 1;
     mci_in(&c, 0, q);
     mci_in(&c, 1, k);
     mci_in(&c, 2, v);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     want_qkv(&c, q, k, v);
-    mci_want_separate(&c, "out", out, "q", q);
-    mci_want_separate(&c, "out", out, "k", k);
-    mci_want_separate(&c, "out", out, "v", v);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     int64_t lse_shape[3] = {q->v.shape[0], q->v.shape[2], q->v.shape[1]};
     mci_out(&c, 0, out, q->v.dtype, 4, q->v.shape);
@@ -66,10 +64,8 @@ mc_status mc_attention_backward(mc_tensor *dq, mc_tensor *dk, mc_tensor *dv, con
                                 const mc_tensor *out, const mc_tensor *lse, double scale,
                                 int causal) {
     mci_call c = mci_begin("attention_backward", MCI_OP_attention_backward, 3);
+    c.apart = 1;
     const mc_tensor *inputs[] = {dout, q, k, v, out, lse};
-    static const char *const input_names[] = {"dout", "q", "k", "v", "out", "lse"};
-    static const char *const output_names[] = {"dq", "dk", "dv"};
-    mc_tensor *outputs[] = {dq, dk, dv};
     for (int i = 0; i < 6; i++) mci_in(&c, i, inputs[i]);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     want_qkv(&c, q, k, v);
@@ -84,9 +80,6 @@ mc_status mc_attention_backward(mc_tensor *dq, mc_tensor *dk, mc_tensor *dv, con
     if (mci_ok(&c) && lse->v.dtype != dtype)
         mci_bad(&c, "lse is %s, %s is wanted for %s q", mc_dtype_name(lse->v.dtype),
                 mc_dtype_name(dtype), mc_dtype_name(q->v.dtype));
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 6; j++)
-            mci_want_separate(&c, output_names[i], outputs[i], input_names[j], inputs[j]);
     mci_out(&c, 0, dq, q->v.dtype, 4, q->v.shape);
     mci_out(&c, 1, dk, k->v.dtype, 4, k->v.shape);
     mci_out(&c, 2, dv, v->v.dtype, 4, v->v.shape);

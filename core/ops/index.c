@@ -42,6 +42,7 @@ static int selected_shape(mci_call *c, const mc_tensor *a, int axis, const mc_te
 
 mc_status mc_index_select(mc_tensor *out, const mc_tensor *a, int axis, const mc_tensor *index) {
     mci_call c = mci_begin("index_select", MCI_OP_index_select, 1);
+    c.apart = 1;
     int64_t shape[MC_MAX_DIMS];
     mci_in(&c, 0, a);
     mci_in(&c, 1, index);
@@ -53,6 +54,7 @@ mc_status mc_index_select(mc_tensor *out, const mc_tensor *a, int axis, const mc
 
 mc_status mc_index_add(mc_tensor *da, const mc_tensor *dout, int axis, const mc_tensor *index) {
     mci_call c = mci_begin("index_add", MCI_OP_index_add, 1);
+    c.apart = 1;
     int64_t shape[MC_MAX_DIMS];
     mci_in(&c, 0, dout);
     mci_in(&c, 1, index);
@@ -82,6 +84,7 @@ static void want_gather(mci_call *c, const mc_tensor *a, int axis, const mc_tens
 
 mc_status mc_gather(mc_tensor *out, const mc_tensor *a, int axis, const mc_tensor *index) {
     mci_call c = mci_begin("gather", MCI_OP_gather, 1);
+    c.apart = 1;
     mci_in(&c, 0, a);
     mci_in(&c, 1, index);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
@@ -92,6 +95,7 @@ mc_status mc_gather(mc_tensor *out, const mc_tensor *a, int axis, const mc_tenso
 
 mc_status mc_scatter_add(mc_tensor *da, const mc_tensor *dout, int axis, const mc_tensor *index) {
     mci_call c = mci_begin("scatter_add", MCI_OP_scatter_add, 1);
+    c.apart = 1;
     mci_in(&c, 0, dout);
     mci_in(&c, 1, index);
     mci_inout(&c, 0, da, 0);

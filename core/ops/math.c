@@ -25,27 +25,6 @@ static void want_dtype(mci_call *c, const char *name, const mc_tensor *a, int ne
     }
 }
 
-/* A number that is to take an integer tensor's dtype must be one of its values. */
-static void want_number(mci_call *c, double s, int dtype) {
-    static const struct {
-        double low, high; /* low <= s < high */
-    } range[MC_DTYPE_COUNT] = {
-        [MC_INT64] = {-0x1p63, 0x1p63},
-        [MC_INT32] = {-0x1p31, 0x1p31},
-        [MC_UINT8] = {0, 256},
-        [MC_BOOL] = {0, 2},
-    };
-    int kind = mci_dtype_kind(dtype);
-    if (!mci_ok(c) || (kind != MCI_KIND_INT && kind != MCI_KIND_BOOL)) return;
-    if (s != floor(s) || isinf(s))
-        mci_bad(c,
-                "%.14g is not an integer and the tensor is %s; convert it with t:to(\"float32\")",
-                s, mc_dtype_name(dtype));
-    else if (s < range[dtype].low || s >= range[dtype].high)
-        mci_bad(c, "%.14g does not fit in a tensor of %s; convert it to a wider dtype with t:to", s,
-                mc_dtype_name(dtype));
-}
-
 static mc_status binary(const char *name, int op, mc_tensor *out, const mc_tensor *a,
                         const mc_tensor *b, int need, int compare) {
     mci_call c = mci_begin(name, op, 1);
@@ -72,7 +51,7 @@ static mc_status scalar(const char *name, int op, mc_tensor *out, const mc_tenso
     mci_in(&c, 0, a);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     want_dtype(&c, "a", a, need);
-    want_number(&c, s, a->v.dtype);
+    mci_want_number(&c, s, a->v.dtype);
     mci_out(&c, 0, out, compare ? MC_BOOL : a->v.dtype, a->v.ndim, a->v.shape);
     mci_scalar_params p = {.scalar = s, .has_scalar = 1, .reverse = reverse};
     return mci_end(&c, &p);
@@ -165,8 +144,8 @@ mc_status mc_clamp(mc_tensor *out, const mc_tensor *a, double low, double high) 
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     want_dtype(&c, "a", a, ANY_NUMBER);
     if (isnan(low) || isnan(high)) mci_bad(&c, "a bound is NaN");
-    if (!isinf(low)) want_number(&c, low, a->v.dtype);
-    if (!isinf(high)) want_number(&c, high, a->v.dtype);
+    if (!isinf(low)) mci_want_number(&c, low, a->v.dtype);
+    if (!isinf(high)) mci_want_number(&c, high, a->v.dtype);
     mci_out(&c, 0, out, a->v.dtype, a->v.ndim, a->v.shape);
     return mci_end(&c, &(mci_clamp_params){.low = low, .high = high});
 }

@@ -35,6 +35,7 @@ static mci_view unsqueezed(const mci_view *v, int axis) {
 
 mc_status mc_matmul(mc_tensor *out, const mc_tensor *a, const mc_tensor *b) {
     mci_call c = mci_begin("matmul", MCI_OP_matmul, 1);
+    c.apart = 1;
     mci_in(&c, 0, a);
     mci_in(&c, 1, b);
     if (mci_ok(&c)) {
@@ -64,9 +65,6 @@ mc_status mc_matmul(mc_tensor *out, const mc_tensor *a, const mc_tensor *b) {
     if (a->v.ndim > 1) shape[ndim++] = m;
     if (b->v.ndim > 1) shape[ndim++] = n;
     mci_out(&c, 0, out, a->v.dtype, ndim, shape);
-    if (!mci_ok(&c)) return mci_end(&c, NULL);
-    if (out->v.data && (out->v.data == a->v.data || out->v.data == b->v.data))
-        mci_bad(&c, "the output given is an operand too; a product cannot be computed in place");
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     mci_view vc = a->v.ndim > 1 ? out->v : unsqueezed(&out->v, axes);
     if (b->v.ndim == 1) vc = unsqueezed(&vc, axes + 1);

@@ -143,6 +143,7 @@ mc_status mc_moe_sort(mc_tensor *counts, mc_tensor *rows, mc_tensor *slots, cons
 
 mc_status mc_moe_permute(mc_tensor *out, const mc_tensor *x, const mc_tensor *slots, int64_t k) {
     mci_call c = mci_begin("moe_permute", MCI_OP_moe_permute, 1);
+    c.apart = 1;
     mci_in(&c, 0, x);
     mci_in(&c, 1, slots);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
@@ -154,7 +155,6 @@ mc_status mc_moe_permute(mc_tensor *out, const mc_tensor *x, const mc_tensor *sl
         mci_bad(&c, "slots is %s, wanted [T * k] with T = %lld and k = %lld", mci_shape_of(slots),
                 ll(x->v.shape[0]), ll(k));
     int64_t shape[2] = {slots->v.shape[0], x->v.shape[1]};
-    mci_want_separate(&c, "out", out, "x", x);
     mci_out(&c, 0, out, x->v.dtype, 2, shape);
     mci_moe_params p = {.k = k};
     return mci_end(&c, &p);
@@ -163,6 +163,7 @@ mc_status mc_moe_permute(mc_tensor *out, const mc_tensor *x, const mc_tensor *sl
 mc_status mc_moe_unpermute(mc_tensor *y, const mc_tensor *h, const mc_tensor *rows,
                            const mc_tensor *weights) {
     mci_call c = mci_begin("moe_unpermute", MCI_OP_moe_unpermute, 1);
+    c.apart = 1;
     mci_in(&c, 0, h);
     mci_in(&c, 1, rows);
     mci_in_optional(&c, 2, weights);
@@ -174,7 +175,6 @@ mc_status mc_moe_unpermute(mc_tensor *y, const mc_tensor *h, const mc_tensor *ro
     want_weights(&c, weights, "h", h, rows);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     int64_t shape[2] = {rows->v.shape[0], h->v.shape[1]};
-    mci_want_separate(&c, "y", y, "h", h);
     mci_out(&c, 0, y, h->v.dtype, 2, shape);
     mci_moe_params p = {.k = rows->v.shape[1]};
     return mci_end(&c, &p);
@@ -184,6 +184,7 @@ mc_status mc_moe_unpermute_backward(mc_tensor *dh, mc_tensor *dweights, const mc
                                     const mc_tensor *h, const mc_tensor *rows,
                                     const mc_tensor *slots, const mc_tensor *weights) {
     mci_call c = mci_begin("moe_unpermute_backward", MCI_OP_moe_unpermute_backward, 2);
+    c.apart = 1;
     mci_in(&c, 0, dy);
     if (weights)
         mci_in(&c, 1, h);
@@ -211,8 +212,6 @@ mc_status mc_moe_unpermute_backward(mc_tensor *dh, mc_tensor *dweights, const mc
     }
     want_weights(&c, weights, "dy", dy, rows);
     if (mci_ok(&c) && dweights && !weights) mci_bad(&c, "dweights is asked for without weights");
-    mci_want_separate(&c, "dh", dh, "dy", dy);
-    if (h) mci_want_separate(&c, "dh", dh, "h", h);
     mci_out(&c, 0, dh, dy->v.dtype, 2, shape);
     if (dweights && weights) mci_out(&c, 1, dweights, weights->v.dtype, 2, rows->v.shape);
     mci_moe_params p = {.k = rows->v.shape[1]};

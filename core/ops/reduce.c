@@ -127,6 +127,7 @@ mc_status mc_cumsum(mc_tensor *out, const mc_tensor *a, int axis) {
 
 mc_status mc_topk(mc_tensor *values, mc_tensor *indices, const mc_tensor *a, int64_t k) {
     mci_call c = mci_begin("topk", MCI_OP_topk, 2);
+    c.apart = 1;
     mci_in(&c, 0, a);
     if (!mci_ok(&c)) return mci_end(&c, NULL);
     want_numbers(&c, "a", a);

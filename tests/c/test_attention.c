@@ -239,11 +239,13 @@ static void attention_errors(void) {
     CHECK_STATUS(forward(&w), MC_EINVAL, "float64");
     w = a, w.out = a.q;
     CHECK_STATUS(forward(&w), MC_EINVAL,
-                 "attention: out is written in the memory of q, wanted its own");
+                 "attention: the output given overlaps operand 1; clone the operand first");
     CHECK(!mc_tensor_defined(a.out) && !mc_tensor_defined(a.lse));
     CHECK_OK(forward(&a));
     w = a, w.dk = a.k;
-    CHECK_STATUS(backward(&w), MC_EINVAL, "attention_backward: dk is written in the memory of k");
+    CHECK_STATUS(
+        backward(&w), MC_EINVAL,
+        "attention_backward: the output given overlaps operand 3; clone the operand first");
     w = a, w.lse = make(MC_FLOAT32, SHAPE(2, 3, 4));
     CHECK_STATUS(backward(&w), MC_EINVAL, "[2, 3, 4]");
     CHECK(!mc_tensor_defined(a.dq));

@@ -37,6 +37,23 @@ static void copies(void) {
     drop_all();
 }
 
+static void numbers_fit(void) {
+    TITLE("fill and arange refuse numbers that an integer tensor cannot hold");
+    mc_tensor *u = make_empty(MC_UINT8, CONTIGUOUS, SHAPE(300)),
+              *i = make_empty(MC_INT32, CONTIGUOUS, SHAPE(3));
+    CHECK_OK(mc_fill(u, 255));
+    CHECK_STATUS(mc_fill(u, 256), MC_EINVAL, "fill: 256 does not fit in a tensor of uint8");
+    CHECK_STATUS(mc_fill(u, -1), MC_EINVAL, "fill: -1 does not fit in a tensor of uint8");
+    CHECK_STATUS(mc_fill(i, 0.5), MC_EINVAL, "fill: 0.5 is not an integer");
+    CHECK_STATUS(mc_fill(i, NAN), MC_EINVAL, "fill: nan is not an integer");
+    CHECK_STATUS(mc_arange(u, 0, 1), MC_EINVAL, "arange: 299 does not fit in a tensor of uint8");
+    CHECK_STATUS(mc_arange(i, 0, 0.5), MC_EINVAL, "arange: 0.5 is not an integer");
+    CHECK(get(u, 299) == 255); /* nothing was written */
+    CHECK_OK(mc_arange(i, 0x1p31 - 3, 1));
+    CHECK(get(i, 2) == 0x1p31 - 1);
+    drop_all();
+}
+
 static void where_moves_bits(void) {
     TITLE("where moves the bits of every dtype, with a broadcast condition");
     for (int dtype = 0; dtype < MC_DTYPE_COUNT; dtype++) {
@@ -58,6 +75,7 @@ static void where_moves_bits(void) {
 
 int main(void) {
     copies();
+    numbers_fit();
     where_moves_bits();
     return check_report();
 }

@@ -485,7 +485,7 @@ static void bad_shapes(void) {
                  "grouped_linear_wgrad: the output given is bfloat16, the result is float32");
     mc_tensor *square = make(MC_FLOAT32, SHAPE(1, 3, 3)), *x = make(MC_FLOAT32, SHAPE(4, 3));
     CHECK_STATUS(mc_grouped_linear(x, x, square, NULL, make_int(MC_INT64, 1, splits)), MC_EINVAL,
-                 "grouped_linear: y and x share their memory");
+                 "grouped_linear: the output given overlaps operand 1; clone the operand first");
     CHECK(!mc_tensor_defined(y));
     drop_all();
 }
@@ -516,6 +516,32 @@ static void offsets(void) {
     drop_all();
 }
 
+/* The last group's weight lies beyond element 2^31. Only its pages are ever touched, so 4 GiB of
+ * addresses do, which the sanitizers would fill. */
+static void large_offsets(void) {
+#ifndef MASCON_SANITIZE
+    TITLE("a weight of more than 2^31 elements is found");
+    enum { GROUPS = 4097, K = 1 << 19 };
+    static int64_t splits[GROUPS];
+    splits[GROUPS - 1] = 1;
+    mc_tensor *weight = empty(), *last = empty(),
+              *x = make_empty(MC_BFLOAT16, CONTIGUOUS, SHAPE(1, K));
+    mc_tensor *rows = make_int(MC_INT64, GROUPS, splits), *y = empty(), *dx = empty();
+    if (mc_empty(weight, MC_BFLOAT16, 0, SHAPE(GROUPS, 1, K)) == MC_ENOMEM) {
+        printf("not tried, too little memory: %s\n", check_title);
+        return drop_all();
+    }
+    CHECK_OK(mc_select(last, weight, 0, GROUPS - 1));
+    CHECK_OK(mc_fill(last, 0.5));
+    CHECK_OK(mc_fill(x, 1));
+    CHECK_OK(mc_grouped_linear(y, x, weight, NULL, rows));
+    CHECK(get(y, 0) == K / 2);
+    CHECK_OK(mc_grouped_linear_dgrad(dx, y, weight, rows));
+    CHECK(get(dx, 0) == K / 4 && get(dx, K - 1) == K / 4);
+    drop_all();
+#endif
+}
+
 int main(void) {
     by_hand();
     split_patterns();
@@ -534,5 +560,6 @@ int main(void) {
     bad_splits();
     bad_shapes();
     offsets();
+    large_offsets();
     return check_report();
 }

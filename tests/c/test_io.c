@@ -139,6 +139,27 @@ static void attributes(void) {
     mc_h5_close(f);
     unlink(path);
 
+    TITLE("every NaN attribute comes back as the one NaN that LuaJIT can hold");
+    static const uint64_t patterns[] = {UINT64_C(0xffffffffffffffff), UINT64_C(0xfffb7fff12345678),
+                                        UINT64_C(0xfff8000000000001), UINT64_C(0x7ff0000000000001)};
+    static const char *const names[] = {"a", "b", "c", "d"};
+    CHECK_OK(mc_h5_create(&w, path));
+    for (int i = 0; i < 4; i++) {
+        double value;
+        memcpy(&value, &patterns[i], sizeof value);
+        CHECK_OK(mc_h5_attr_double(w, "/", names[i], value));
+    }
+    CHECK_OK(mc_h5_commit(w));
+    CHECK_OK(mc_h5_open(&f, path));
+    for (int i = 0; i < 4; i++) {
+        uint64_t bits = 0;
+        a = io_attr(f, "/", names[i]);
+        if (CHECK(a && a->kind == MC_H5_DOUBLE)) memcpy(&bits, &a->d, sizeof bits);
+        CHECK(bits == UINT64_C(0x7ff8000000000000) || bits == UINT64_C(0xfff8000000000000));
+    }
+    mc_h5_close(f);
+    unlink(path);
+
     TITLE("attributes that cannot be kept are refused, and then the file is not saved");
     CHECK_OK(mc_h5_create(&w, path));
     CHECK_STATUS(mc_h5_attr_string(w, "/", "long", text, 65537), MC_EINVAL, "has 65537 bytes");

@@ -143,6 +143,33 @@ static void killed(void) {
     unlink(path);
 }
 
+static void replaced(void) {
+    TITLE("a file can be opened at any moment while another process saves over it");
+    const char *path = in_folder("replaced.h5");
+    int threads = mc_get_num_threads(), failures = 0;
+    CHECK_OK(mc_set_num_threads(1));
+    CHECK_OK(save(path, 1));
+    pid_t child = fork();
+    if (child == 0) {
+        while (save(path, 1) == MC_OK) continue;
+        _exit(0);
+    }
+    for (int i = 0; i < 1000; i++) {
+        mc_h5_file *f = NULL;
+        failures += mc_h5_open(&f, path) != MC_OK;
+        mc_h5_close(f);
+    }
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    CHECK(failures == 0);
+    CHECK_OK(mc_set_num_threads(threads));
+    DIR *d = opendir(folder);
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) {
+        if (e->d_name[0] != '.') unlink(in_folder(e->d_name));
+    }
+    closedir(d);
+}
+
 static void slow_system(void) {
     TITLE("short and interrupted reads and writes are carried on");
     const char *path = in_folder("slow.h5");
@@ -203,7 +230,6 @@ static void limits(void) {
     const char *path = in_folder("limited.h5");
     struct rlimit old, low;
     getrlimit(RLIMIT_FSIZE, &old);
-    signal(SIGXFSZ, SIG_IGN);
     for (int claim = 0; claim < 2; claim++) {
         for (rlim_t size = 0; size < 80000; size += 7001) {
             low = old;
@@ -220,6 +246,21 @@ static void limits(void) {
     fault.no_claim = 0;
 }
 
+static void places_with_a_history(void) {
+    TITLE("a new file has the permissions of the one it replaces, and a write-protected one stays");
+    const char *path = in_folder("history.h5");
+    struct stat st = {0};
+    CHECK_OK(save(path, 1));
+    CHECK(chmod(path, 0600) == 0);
+    CHECK_OK(save(path, 2));
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 07777) == 0600);
+    CHECK(chmod(path, 0400) == 0);
+    CHECK_STATUS(save(path, 3), MC_EIO, "history.h5: it is write-protected");
+    CHECK(is_saved(path, 2));
+    CHECK(count_files("history") == 1);
+    unlink(path);
+}
+
 static void bad_places(void) {
     TITLE("folders that are missing, closed or no folders are named with the reason");
     mc_h5_writer *w = NULL;
@@ -230,6 +271,7 @@ static void bad_places(void) {
     spill(in_folder("plain"), "text", 4);
     CHECK_STATUS(mc_h5_create(&w, in_folder("plain/x.h5")), MC_EIO, "Not a directory");
     CHECK_STATUS(mc_h5_create(&w, folder), MC_EIO, "it is a folder");
+    CHECK_STATUS(mc_h5_create(&w, "/dev/null"), MC_EIO, "there already and no regular file");
     CHECK_STATUS(mc_h5_create(&w, ""), MC_EINVAL, "no path");
     CHECK_STATUS(mc_h5_create(&w, NULL), MC_EINVAL, "no path");
     CHECK_STATUS(mc_h5_commit(NULL), MC_EINVAL, "no writer");
@@ -327,9 +369,11 @@ static void damage(void) {
 int main(void) {
     if (!make_folder()) return 1;
     killed();
+    replaced();
     slow_system();
     each_failure();
     limits();
+    places_with_a_history();
     bad_places();
     damage();
     remove_folder();

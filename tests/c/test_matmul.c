@@ -1,4 +1,8 @@
 /* test_matmul.c: mc_matmul against its definition in float64, and the products below it. */
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include "cpu/gemm.h"
 #include "gradcheck.h"
 
@@ -260,7 +264,7 @@ static void errors(void) {
                  MC_EINVAL, "matmul: the output given is [2, 2], the result is [2, 5]");
     mc_tensor *square = make(MC_FLOAT32, SHAPE(3, 3));
     CHECK_STATUS(mc_matmul(square, square, square), MC_EINVAL,
-                 "matmul: the output given is an operand too");
+                 "matmul: the output given overlaps operand 1; clone the operand first");
     drop_all();
 }
 
@@ -314,6 +318,44 @@ static void from_a_parallel_region(void) {
     }
 }
 
+static void on_signal(int number) {
+    (void)number;
+}
+
+static void *interrupt(void *done) {
+    while (!__atomic_load_n((int *)done, __ATOMIC_RELAXED)) kill(getpid(), SIGUSR1);
+    return NULL;
+}
+
+static void signals_do_no_harm(void) {
+    TITLE("signals that arrive during products change nothing");
+    /* The memory of every product's neighbours is the heap: a broken one ends the process. */
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, before;
+    static const int dtypes[] = {MC_FLOAT32, MC_BFLOAT16};
+    pthread_t thread;
+    int done = 0;
+    sigaction(SIGUSR1, &action, &before);
+    CHECK(pthread_create(&thread, NULL, interrupt, &done) == 0);
+    for (int i = 0; i < 200; i++) {
+        int64_t m = 64 + i * 37 % 300;
+        mc_tensor *a = empty(), *b = empty(), *c = empty(), *want = empty();
+        int same = 0;
+        CHECK_OK(mc_empty(a, dtypes[i % 2], 0, SHAPE(m, 128)));
+        CHECK_OK(mc_empty(b, dtypes[i % 2], 0, SHAPE(128, 256)));
+        CHECK_OK(mc_empty(want, dtypes[i % 2], 0, SHAPE(m, 256)));
+        CHECK_OK(mc_fill(a, 1));
+        CHECK_OK(mc_fill(b, 1));
+        CHECK_OK(mc_fill(want, 128));
+        CHECK_OK(mc_matmul(c, a, b));
+        CHECK_OK(mc_equal(c, want, &same));
+        CHECK(same);
+        drop_all();
+    }
+    __atomic_store_n(&done, 1, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    sigaction(SIGUSR1, &before, NULL);
+}
+
 static void provider_is_known(void) {
     TITLE("the provider of products has a name");
     const char *name = mc_cpu_info("gemm");
@@ -337,6 +379,7 @@ int main(void) {
     errors();
     no_memory();
     from_a_parallel_region();
+    signals_do_no_harm();
     provider_is_known();
     return check_report();
 }

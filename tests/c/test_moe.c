@@ -236,7 +236,7 @@ static void move_errors(void) {
     CHECK_STATUS(mc_moe_permute(out, x, x, 2), MC_EINVAL, "float32");
     mc_tensor *same = make(MC_FLOAT32, SHAPE(8, 6));
     CHECK_STATUS(mc_moe_permute(same, same, s.slots, 1), MC_EINVAL,
-                 "moe_permute: out is written in the memory of x, wanted its own");
+                 "moe_permute: the output given overlaps operand 1; clone the operand first");
     w.weights = make(MC_FLOAT32, SHAPE(4, 3));
     CHECK_STATUS(unpermute(&w), MC_EINVAL, "[4, 3]");
     w.weights = make(MC_FLOAT64, SHAPE(4, 2));

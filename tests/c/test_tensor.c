@@ -97,6 +97,11 @@ static void test_views(void) {
     CHECK_OK(mc_as_strided(x, t, 2, s2, st3, 3));
     CHECK(at(x, 3) == 0 && at(x, 12) == 21);
     mc_tensor_release(x);
+    int64_t none[2] = {0, 3}, apart[2] = {5, 2};
+    CHECK_OK(mc_as_strided(x, t, 2, none, apart, 0));
+    CHECK(mc_tensor_is_contiguous(x)); /* it has no element out of place */
+    CHECK_OK(mc_read(x, NULL, 0));
+    mc_tensor_release(x);
     int64_t wide[3] = {5, 24, -1}, expanded[2] = {5, 24};
     CHECK_OK(mc_expand(x, t, 2, expanded));
     CHECK(mc_tensor_strides(x)[0] == 0 && at(x, 24 + 7) == 7);
@@ -231,6 +236,13 @@ static void test_devices(void) {
     int count = -1;
     CHECK_OK(mc_device_count("cuda", &count));
     CHECK(count == 0);
+    mc_tensor *t = mc_tensor_new();
+    int64_t two = 2;
+    CHECK_STATUS(mc_empty(t, MC_FLOAT32, 9999, 1, &two), MC_EINVAL,
+                 "empty: no device has the code 9999");
+    CHECK_STATUS(mc_device_synchronize(-1), MC_EINVAL, "no device has the code -1");
+    CHECK_STATUS(mc_device_name(9999, name, sizeof name), MC_EINVAL, "no device has the code 9999");
+    mc_tensor_free(t);
 }
 
 static void test_fake_device(void) {

@@ -1,6 +1,7 @@
 -- mc.checkpoint: loading files straight into modules, dry runs, inspection, verification.
 
 local lfs = require "lfs"
+local hdf5 = require "mascon.checkpoint.hdf5"
 local mc = require "mascon"
 
 local folder = os.tmpname()
@@ -138,6 +139,37 @@ describe("mc.checkpoint", function()
     end)
   end)
 
+  it("finds out that the random numbers' state is none before it changes anything", function()
+    local m, target = layer { first = 1 }, layer { first = 100 }
+    local before = target.weight:detach():clone()
+    mc.save(path("t.h5"), { model = m:state_dict(), rng = mc.ones(3) })
+    raises_with("t.h5: rng: wanted the uint8 tensor of mc.get_rng_state(), got float32 [3]", function()
+      mc.checkpoint.load_into(path("t.h5"), { model = target }, { rng = true })
+    end)
+    assert.is_true(mc.equal(before, target.weight:detach()))
+  end)
+
+  it("leaves out of the rest, with a warning, what nobody asked for and it cannot read", function()
+    local m, target = layer { first = 1 }, layer { first = 100 }
+    mc.save(path("t.h5"), { model = m:state_dict(), notes = { good = mc.ones(2), odd = mc.ones(2) }, step = 3 })
+    local open = hdf5.open
+    finally(function() hdf5.open = open end)
+    hdf5.open = function(name)
+      local file = open(name)
+      for _, entry in ipairs(file.entries) do
+        if entry.path == "/notes/odd" then entry.problem = "of a kind not known here" end
+      end
+      return file
+    end
+    local report = mc.checkpoint.load_into(path("t.h5"), { model = target })
+    assert.are.equal(3, report.rest.step)
+    assert.is_truthy(report.rest.notes.good)
+    assert.is_nil(report.rest.notes.odd)
+    same_parameters(target, m)
+    assert.are.same({ "/notes/odd is left out: of a kind not known here" }, report.warnings)
+    raises_with("[file] /notes/odd: of a kind not known here", function() mc.load(path("t.h5")) end)
+  end)
+
   it("hands a table to targets that have no slots", function()
     mc.save(path("t.h5"), { model = layer {}:state_dict(), loader = { epoch = 3, order = mc.arange(4) } })
     local got
@@ -266,11 +298,36 @@ describe("mc.checkpoint", function()
     mc.save(path("good.h5"), { net = Net(2):state_dict() })
     damage("t.h5", "net.mask", 1, 9)
     local net = Net(3)
-    raises_with("holds 9 as a bool", function() mc.checkpoint.load_into(path("t.h5"), { net = net }) end)
+    raises_with("holds 9 as a bool at position 1 (0-based); what was to be loaded is half written, and invalid until a "
+      .. "full load", function() mc.checkpoint.load_into(path("t.h5"), { net = net }) end)
     raises_with("the module is invalid: a load failed half-way: ", function() net() end)
     mc.checkpoint.load_into(path("good.h5"), { net = net })
     assert.are.equal(1, net())
     assert.are.same({ 2, 2, 2 }, net.w:totable())
+  end)
+
+  it("marks everything inside an invalid module too, and a full load of it or around it heals that", function()
+    local Net = mc.nn.Module:extend "Net"
+    function Net.init(self, v) self:register_buffer("mask", mc.full({ 2 }, v, { dtype = "bool" })) end
+    function Net.forward() return 1 end
+    local outer = mc.nn.Sequential(Net(1), Net(0))
+    mc.save(path("good.h5"), { net = outer:state_dict() })
+    mc.save(path("t.h5"), { net = outer:state_dict() })
+    damage("t.h5", "net.1.mask", 1, 9)
+    raises_with("holds 9 as a bool", function() mc.checkpoint.load_into(path("t.h5"), { net = outer }) end)
+    raises_with("the module is invalid: ", function() outer() end)
+    raises_with("the module is invalid: ", function() outer[2]() end)
+    local _, err = pcall(function() mc.save(path("never.h5"), { net = outer:state_dict() }) end)
+    assert.is_truthy(err and err:find("the module is invalid: ", 1, true), "half a load must not become a checkpoint")
+    mc.checkpoint.load_into(path("good.h5"), { net = outer })
+    assert.are.equal(1, outer[2]())
+    assert.are.equal(1, outer())
+    mc.save(path("t.h5"), { net = outer[2]:state_dict() })
+    damage("t.h5", "net.mask", 1, 9)
+    raises_with("holds 9 as a bool", function() mc.checkpoint.load_into(path("t.h5"), { net = outer[2] }) end)
+    raises_with("the module is invalid: ", function() outer() end)
+    mc.checkpoint.load_into(path("good.h5"), { net = outer })
+    assert.are.equal(1, outer())
   end)
 
   it("inspects a file without reading tensors", function()

@@ -125,6 +125,12 @@ describe("a load plan", function()
     end
   end)
 
+  it("L7: names what is wrong with the experts that are there, too", function()
+    local p = plan.make({ packed("m.weight", 3) }, { offer("m.weight0", { N, K }), offer("m.weight2", { 9, 9 }) })
+    assert.are.same({ "[partial] m.weight{0,2}: only 2 of 3 experts are in the checkpoint, missing 1",
+      ("[shape] m.weight2: found [9, 9], wanted [%d, %d]"):format(N, K) }, lines(p))
+  end)
+
   it("L7: loads a partial set only with allow_partial_experts", function()
     local p = plan.make({ packed("m.weight", 3) }, members("m.weight", { 0, 2 }),
       { allow_partial_experts = true })

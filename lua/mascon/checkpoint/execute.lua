@@ -178,7 +178,7 @@ function M.copy(plan, source, on_fault)
     end)
     if not ok then
       on_fault(tostring(err))
-      error(err, 0)
+      error(tostring(err) .. "; what was to be loaded is half written, and invalid until a full load", 0)
     end
   end)
 end

@@ -29,6 +29,7 @@ M.LAYER_FACTS = LAYER_FACTS
 
 -- Bounds of the writer (core/io/h5.h), with room for the groups around a key.
 local MAX_PARTS, MAX_NAME = 20, 1000
+M.MAX_DEPTH = 32
 
 -- ---------------------------------------------------------------- names
 
@@ -77,15 +78,14 @@ end
 
 -- ---------------------------------------------------------------- many small values
 
+-- JSON has no word for what is not finite: 1e999 reads as infinity everywhere, NaN is null as in JavaScript.
 local function json_value(value)
+  if value ~= value then return "null" end
+  if value == math.huge then return "1e999" end
+  if value == -math.huge then return "-1e999" end
   if type(value) == "number" then return ("%.17g"):format(value) end
   if type(value) == "boolean" then return tostring(value) end
   return dkjson.quotestring(value)
-end
-
---- Whether a value can stand in the JSON of many: JSON has no infinities and no NaN.
-function M.fits_json(value)
-  return type(value) ~= "number" or (value == value and value ~= math.huge and value ~= -math.huge)
 end
 
 --- JSON text of a list of {key, value} in its order; exact for every number.
@@ -137,7 +137,7 @@ local function put_attributes(file, node, entry, own)
 end
 
 local function put_json(file, node, entry)
-  local found, _, problem = dkjson.decode(file:text(entry))
+  local found, _, problem = dkjson.decode(file:text(entry), 1, 0 / 0)
   if type(found) ~= "table" then
     raise(("%s: '%s' is damaged: %s"):format(file.path, entry.path, tostring(problem or "no JSON object")))
   end

@@ -2,6 +2,7 @@
 --
 -- Knows names and attributes but not what they mean; that is format.lua's. Positions are 0-based
 -- elements, as in C. A writer's file becomes visible at commit, whole, or never.
+local args = require "mascon.args"
 local ffi = require "ffi"
 local lib = require "mascon.lib"
 local create = require "mascon.create"
@@ -13,6 +14,13 @@ local EXACT = 2 ^ 53 -- integers up to here are exact in a Lua number
 local EXACT_INT = ffi.cast("int64_t", EXACT)
 
 local M = {}
+
+--- Raises unless `path` can be the name of a file.
+function M.check_path(what, path)
+  if type(path) ~= "string" or path == "" or path:find("\0", 1, true) then
+    args.raise(("%s: wanted a path, got %s"):format(what, args.show(path)))
+  end
+end
 
 -- ---------------------------------------------------------------- writing
 

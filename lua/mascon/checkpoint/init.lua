@@ -1,4 +1,5 @@
 --- mc.checkpoint: saving, loading and looking into checkpoint files. mc.save and mc.load stand here too.
+local diff = require "mascon.checkpoint.diff"
 local inspect = require "mascon.checkpoint.inspect"
 local into = require "mascon.checkpoint.into"
 local load = require "mascon.checkpoint.load"
@@ -6,5 +7,5 @@ local save = require "mascon.checkpoint.save"
 
 return {
   save = save.save, load = load.load, load_into = into.load_into, plan = into.plan,
-  inspect = inspect.inspect, verify = inspect.verify,
+  inspect = inspect.inspect, verify = inspect.verify, diff = diff.diff,
 }

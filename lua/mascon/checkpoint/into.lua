@@ -109,16 +109,21 @@ local function verify_digests(file, plan)
   plan:refresh()
 end
 
--- Everything of the file that belongs to no target.
-local function rest_of(file, tree, targets)
-  local rest = { is_node = true, keys = {}, values = {} }
-  for _, key in ipairs(tree.keys) do
-    if targets[key] == nil then
-      rest.keys[#rest.keys + 1] = key
-      rest.values[key] = tree.values[key]
+-- A copy of a file's tree without the keys in `but` and without what cannot be read, of which it warns: nobody has
+-- asked for that.
+local function readable(node, but, warnings)
+  local copy = { is_node = true, keys = {}, values = {} }
+  for _, key in ipairs(node.keys) do
+    local value = node.values[key]
+    local problem = value.entry and value.entry.problem
+    if problem then
+      warnings[#warnings + 1] = ("%s is left out: %s"):format(names.show(value.entry.path), names.show(problem))
+    elseif but[key] == nil then
+      copy.keys[#copy.keys + 1] = key
+      copy.values[key] = value.is_node and readable(value, {}, warnings) or value
     end
   end
-  return load.value(file, rest, "cpu")
+  return copy
 end
 
 --- Loads a file into modules and optimizers without a second copy of their tensors.
@@ -138,17 +143,18 @@ function M.load_into(path, targets, opts)
     if plan.ok and opts.verify then verify_digests(file, plan) end
     if plan.ok then execute.compare(plan, source) end
     if not plan.ok then raise(plan.error_text) end
-    local rest = rest_of(file, tree, targets)
+    local rest = load.value(file, readable(tree, targets, plan.warnings), "cpu")
     if opts.rng and not tensor.is_tensor(rest.rng) then
       raise(("%s: there is no rng state in it, which rng = true asks for"):format(path))
     end
+    if opts.rng then random.check_rng_state(path .. ": rng", rest.rng) end
     for _, name in ipairs(others) do targets[name]:load_state_dict(load.value(file, tree.values[name])) end
     execute.copy(plan, source, function(message)
       for _, name in ipairs(list) do
         state.set_invalid(targets[name], ("a load failed half-way: %s"):format(message))
       end
     end)
-    if #plan.missing == 0 then
+    if plan.complete then
       for _, name in ipairs(list) do state.set_invalid(targets[name], nil) end
     end
     if opts.rng then random.set_rng_state(rest.rng) end

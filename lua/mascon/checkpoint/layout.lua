@@ -43,6 +43,15 @@ local function tagged(t, group, index)
   return t
 end
 
+-- Whether the experts of `key` can have names of their own that read back as its members.
+local function can_split(key, count, taken)
+  if type(key) ~= "string" or key:find("%d$") then return false end
+  for i = 0, count - 1 do
+    if taken[key .. i] then return false end
+  end
+  return true
+end
+
 --- The entries of one table in the wanted layout.
 -- @tparam {{key, value},...} entries
 -- @tparam string layout "as_is", "single" or "per_expert"; optimizer state is always stacked
@@ -55,7 +64,7 @@ function M.arrange(entries, layout)
     local group = grouping(t)
     local target = group and (group.state and "single" or layout)
     if group and not group.index and target == "per_expert" and group.role ~= "scalar"
-      and t:dim() > 0 and t:size(1) == group.count and not taken[key .. 0] then
+      and t:dim() > 0 and t:size(1) == group.count and can_split(key, group.count, taken) then
       for i = 0, group.count - 1 do
         result[#result + 1] = { key .. i, tagged(t:detach():select(1, i + 1), group, i) }
       end

@@ -34,6 +34,7 @@ local function packed_role(leaf)
   end
   return nil
 end
+M.packed_role = packed_role
 
 local function grouping(leaf, role, index, base)
   local layer, facts = leaf.layer, {}
@@ -123,7 +124,7 @@ end
 
 --- Opens a file, runs fn(file, tree) and closes it, whatever happens.
 function M.with_file(what, path, fn)
-  if type(path) ~= "string" or path == "" then raise(("%s: wanted a path, got %s"):format(what, show(path))) end
+  hdf5.check_path(what, path)
   local file = hdf5.open(path)
   local function leave(ok, ...)
     file:close()

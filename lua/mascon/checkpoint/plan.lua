@@ -338,6 +338,7 @@ function Builder:partial(want, set)
   local message = ("%s: only %d of %.0f experts are in the checkpoint, missing %s"):format(
     self:members_text(want, set.present), #set.present, count, names.ranges(set.missing))
   local list = self.plan.missing
+  self.plan.complete = false
   for _, index in ipairs(set.missing) do
     list[#list + 1] = self:full(want.name .. ("%.0f"):format(index))
   end
@@ -346,6 +347,7 @@ function Builder:partial(want, set)
     self:from_experts(want, set)
   else
     self:fail("partial", self:full(want.name), message)
+    self:experts(want, set) -- what is wrong with those that are there
     mark(self.outcome, set, set.list, FAILED)
   end
 end
@@ -428,6 +430,7 @@ function Builder:report_missing()
     -- a tied parameter that was found under its other name is not missing
     if want.id == nil or not self.served[want.id] then
       local text = self:text(want.name)
+      if not want.optional then self.plan.complete = false end
       if want.packed and want.packed.layout == "per_expert" then
         local all = {}
         for index = 0, want.packed.count - 1 do
@@ -507,7 +510,8 @@ end
 -- @treturn Plan {ok, copies, compare, errors = {{code, name, message}, ...}, warnings, loaded,
 --   converted, ignored, missing, unexpected, error_text}. Of the names in the source each is in one
 --   of loaded (as it is), converted (layout, dtype or bracketing changed), ignored, unexpected; `missing`
---   has names of the module in its own layout. `compare` lists stretches whose bits must be equal: the
+--   has names of the module in its own layout, and `complete` tells whether all but optional wants have a source.
+--   `compare` lists stretches whose bits must be equal: the
 --   executor checks them before any copy and tells plan:differs(entry, element).
 function M.make(wants, offers, options)
   options = options or {}
@@ -516,7 +520,7 @@ function M.make(wants, offers, options)
   end
   local plan = setmetatable({
     where = options.where or "checkpoint", copies = {}, compare = {}, errors = {}, warnings = {},
-    loaded = {}, converted = {}, ignored = {}, missing = {}, unexpected = {},
+    loaded = {}, converted = {}, ignored = {}, missing = {}, unexpected = {}, complete = true,
   }, Plan)
   local builder = setmetatable({
     plan = plan, options = options, strict = options.strict ~= false, prefix = options.prefix or "",

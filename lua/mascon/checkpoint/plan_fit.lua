@@ -46,7 +46,11 @@ end
 --- Why a Lua number cannot be the one element of a tensor of `dtype`; nil when it can.
 function M.number(value, dtype)
   local kind = kind_of(dtype)
-  if kind == "float" or (kind == "integer" and value == math.floor(value)) then return nil end
+  if kind == "float" then return nil end
+  if kind == "integer" and value == math.floor(value) then
+    local least = dtype == "uint8" and 0 or -2 ^ INTEGER[dtype]
+    if value >= least and value < 2 ^ INTEGER[dtype] then return nil end
+  end
   return ("found the number %s, wanted %s"):format(tostring(value), dtype)
 end
 
@@ -66,9 +70,10 @@ end
 
 local TRANSPOSED = "it looks transposed: weights are [out_features, in_features]"
 
---- An ordinary tensor.
+--- An ordinary tensor. One number is one number, with or without an axis.
 function M.plain(found, wanted)
   if names.same_shape(found, wanted) then return nil end
+  if #found + #wanted == 1 and numel(found) == numel(wanted) then return "reshape" end
   return { shape_problem(found, wanted, is_transposed(found, wanted) and TRANSPOSED or nil) }
 end
 

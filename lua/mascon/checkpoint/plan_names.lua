@@ -59,6 +59,14 @@ function M.shape(shape)
   return "[" .. concat(parts, ", ") .. "]"
 end
 
+--- A size as people read it: "950 bytes", "1.2 MB".
+function M.bytes(n)
+  for _, unit in ipairs { "bytes", "KB", "MB", "GB" } do
+    if n < 1000 or unit == "GB" then return (unit == "bytes" and "%.0f %s" or "%.1f %s"):format(n, unit) end
+    n = n / 1000
+  end
+end
+
 function M.numel(shape)
   local n = 1
   for i = 1, #shape do n = n * shape[i] end

@@ -52,13 +52,6 @@ function Plan:differs(compare, element)
   return self:refresh()
 end
 
-local function bytes_text(n)
-  for _, unit in ipairs { "bytes", "KB", "MB", "GB" } do
-    if n < 1000 or unit == "GB" then return (unit == "bytes" and "%.0f %s" or "%.1f %s"):format(n, unit) end
-    n = n / 1000
-  end
-end
-
 -- One row per want that is copied to: target, shape, dtype, sources, what happens.
 local function rows_of(plan)
   local rows, by_want = {}, {}
@@ -115,7 +108,7 @@ function Plan:__tostring()
   end
   lines[1] = ("%s: %s, %s to load, %s to copy"):format(self.where,
     self.ok and "fits" or plural(#self.errors, "problem"), plural(#table_rows, "tensor"),
-    bytes_text(bytes))
+    names.bytes(bytes))
   for _, cells in ipairs(table_rows) do
     local note = cells[4] ~= "" and ("  (%s)"):format(cells[4]) or ""
     lines[#lines + 1] = concat { "  ", pad(cells[1], width), "  ", pad(cells[2], shape_width), "  <- ",

@@ -26,7 +26,7 @@ end
 
 local check_table
 
-local function check_value(what, value, open)
+local function check_value(what, value, open, depth)
   local kind = type(value)
   if kind == "number" or kind == "boolean" or kind == "string" then return end
   if kind ~= "table" then
@@ -39,18 +39,21 @@ local function check_value(what, value, open)
   if type(value.state_dict) == "function" then
     raise(("save: %s is a module or optimizer; save its :state_dict()"):format(what))
   end
-  check_table(what, value, open)
+  check_table(what, value, open, depth + 1)
 end
 
-check_table = function(where, value, open)
+check_table = function(where, value, open, depth)
   if open[value] then raise(("save: %s contains itself"):format(where == "" and "the object" or where)) end
+  if depth > format.MAX_DEPTH then
+    raise(("save: %s lies more than %d tables deep"):format(names.show(where), format.MAX_DEPTH))
+  end
   open[value] = true
   for key, entry in pairs(value) do
     if type(key) ~= "string" and not args.is_integer(key) then
       raise(("save: %s has the key %s; wanted strings and integers"):format(where == "" and "the object" or where,
         show(key)))
     end
-    check_value(where_text(where, key), entry, open)
+    check_value(where_text(where, key), entry, open, depth)
   end
   open[value] = nil
 end
@@ -137,19 +140,13 @@ local function is_small(value)
 end
 
 function Saver:small_values(path, list)
-  local many = {}
-  for _, pair in ipairs(list) do
-    if #list > format.MANY and format.fits_json(pair[2]) then
-      many[#many + 1] = pair
-    else
-      self.writer:attr(path, format.attribute_name(pair[1]), pair[2])
-    end
-  end
-  if #many > 0 then
+  if #list > format.MANY then
     local values_path = (path == "/" and "" or path) .. "/" .. format.VALUES
-    self.writer:bytes(values_path, format.encode_values(many))
+    self.writer:bytes(values_path, format.encode_values(list))
     self.writer:attr(values_path, "kind", "json")
+    return
   end
+  for _, pair in ipairs(list) do self.writer:attr(path, format.attribute_name(pair[1]), pair[2]) end
 end
 
 function Saver:table(path, value)
@@ -207,14 +204,14 @@ end
 -- @raise at the user's line: what cannot be saved, by its key; the system's reason when writing fails
 local function save(path, object, opts)
   opts = args.options("save", opts, SPEC)
-  if type(path) ~= "string" or path == "" then raise("save: wanted a path, got " .. show(path)) end
+  hdf5.check_path("save", path)
   if type(object) ~= "table" or is_tensor(object) then
     raise(("save: wanted a table of what to save, got %s"):format(show(object)))
   end
   if type(object.state_dict) == "function" then
     raise("save: the object is a module or optimizer; save a table with its :state_dict(), as {model = m:state_dict()}")
   end
-  check_table("", object, {})
+  check_table("", object, {}, 0)
   local saver = setmetatable({ writer = hdf5.create(path), layout = opts.layout, written = {}, layers = {},
     layer_paths = {} }, Saver)
   local ok, err = pcall(autograd.no_grad, write, saver, object)

@@ -44,7 +44,14 @@ local function member(t, index)
 end
 
 --- name -> tensor for slots, in the layout of each; the tensors share the slots' memory and take no part in gradients.
-function M.state_dict(slots)
+-- Raises for a target that half a load has left invalid: its state must not become somebody's checkpoint.
+function M.state_dict(slots, target)
+  local fields = target and rawget(target, "_fields")
+  local why = target and (fields or target)._invalid
+  if why then
+    raise(("state_dict: the %s is invalid: %s; load it fully before use"):format(
+      fields and "module" or "optimizer", why))
+  end
   local sd = {}
   for _, slot in ipairs(slots) do
     local packed, t = slot.packed, slot.tensor
@@ -150,11 +157,14 @@ function M.report(plan)
   return report
 end
 
---- Notes on a target that it must not be used (`why`), or may be again (nil).
+--- Notes on a target, and on the modules in it, that it must not be used (`why`), or may be again (nil).
 function M.set_invalid(target, why)
   if type(target) ~= "table" then return end
-  local fields = rawget(target, "_fields")
-  rawset(fields or target, "_invalid", why)
+  if not rawget(target, "_fields") then
+    rawset(target, "_invalid", why)
+    return
+  end
+  for _, m in target:named_modules() do rawget(m, "_fields")._invalid = why end
 end
 
 --- Loads a nested or dotted table into slots; on any error nothing has changed.
@@ -184,7 +194,7 @@ function M.load(slots, absent, sd, opts, where, target)
   execute.copy(plan, source, function(message)
     M.set_invalid(target, ("a load failed half-way: %s"):format(message))
   end)
-  if #plan.missing == 0 then M.set_invalid(target, nil) end
+  if plan.complete then M.set_invalid(target, nil) end
   return M.report(plan)
 end
 

@@ -12,7 +12,7 @@ if not found then
 end
 
 local USAGE = 2
-local names = {"doctor", "repl", "version"}
+local names = {"inspect", "diff", "verify", "doctor", "repl", "version"}
 
 local commands = {}
 for _, name in ipairs(names) do commands[name] = require("mascon.cli." .. name) end
@@ -20,7 +20,8 @@ for _, name in ipairs(names) do commands[name] = require("mascon.cli." .. name) 
 local function new_parser()
   local parser = argparse("mascon", "Trains mixture-of-experts models from Lua.",
     "`mascon FILE.lua [ARGUMENT...]` runs a script.\n\n" ..
-    "Exit status: 0 done, 1 a fault found or an error in a script, 2 a usage error.")
+    "Exit status: 0 done, 1 a clean no (files differ, a fault was found) or an error in a script, 2 a usage error,\n" ..
+    "3 a file that is not readable, 4 I/O, 5 memory or device.")
   parser:usage_max_width(100):help_max_width(100)
   parser:flag("--version", "Print the version and exit."):action(function()
     os.exit(commands.version.run())

@@ -27,17 +27,45 @@ local function pack(...)
   return {n = select("#", ...), ...}
 end
 
+local MOST_ENTRIES = 20 -- of a table that are shown
+
+-- A table that has no text of its own is shown one level deep: {2, 3, name = "x"}; a list inside one as {...}.
+local function show(value, inside)
+  if type(value) == "string" and inside then return ("%q"):format(value) end
+  if type(value) ~= "table" or getmetatable(value) ~= nil then return tostring(value) end
+  if next(value) == nil then return "{}" end
+  if inside then return "{...}" end
+  local texts, in_list = {}, 0
+  for i, v in ipairs(value) do
+    if i > MOST_ENTRIES then break end
+    texts[i], in_list = show(v, true), i
+  end
+  local named = {}
+  for k, v in pairs(value) do
+    if type(k) ~= "number" or k < 1 or k > #value or k % 1 ~= 0 then
+      local name = type(k) == "string" and k:match("^[%a_][%w_]*$") or "[" .. show(k, true) .. "]"
+      named[#named + 1] = name .. " = " .. show(v, true)
+    end
+  end
+  table.sort(named)
+  for i = 1, math.min(#named, MOST_ENTRIES - in_list) do texts[#texts + 1] = named[i] end
+  local rest = #value + #named - #texts
+  return "{" .. table.concat(texts, ", ") .. (rest > 0 and (", ... %d more}"):format(rest) or "}")
+end
+
 -- Runs one complete piece of Lua; values go to `out`, the error of a failing piece to `err`.
 local function evaluate(chunk, out, err)
   local results = pack(pcall(chunk))
-  if not results[1] then
-    err:write(tostring(results[2]), "\n")
-    return
+  local first = 3 -- behind true and an expression's nil
+  local shown, why = pcall(function()
+    if not results[1] then error(results[2], 0) end
+    for i = first, results.n do out:write(i > first and "\t" or "", show(results[i])) end
+    if results.n >= first then out:write("\n") end
+  end)
+  if not shown then
+    local told, text = pcall(tostring, why)
+    err:write(told and text or "(an error whose text cannot be made)", "\n")
   end
-  if results.n <= 2 then return end -- true, and an expression's nil
-  local texts = {}
-  for i = 3, results.n do texts[#texts + 1] = tostring(results[i]) end
-  out:write(table.concat(texts, "\t"), "\n")
 end
 
 --- The loop on any streams.

@@ -1,0 +1,52 @@
+-- mascon verify: reads every byte of a checkpoint and compares it with the digests written at the save.
+
+local files = require("mascon.cli.files")
+local help = require("mascon.cli.help")
+
+local M = {summary = "Check a checkpoint's bytes against its digests."}
+
+local ORDER = {"path", "ok", "checked", "damaged", "unverified", "duplicates", "name", "message", "experts"}
+
+function M.options(command)
+  command:argument("file", "A checkpoint.")
+  command:flag("--json", "The report as one JSON object.")
+  help.example(command, "mascon verify runs/kjv/ckpt/step_0001000.h5")
+end
+
+-- What is suspicious, on standard error: it changes no status.
+local function warn(report)
+  if #report.unverified > 0 then
+    io.stderr:write(("mascon verify: warning: %s without a digest, such as %s\n"):format(
+      files.plural(#report.unverified, "dataset"), report.unverified[1]))
+  end
+  local ranges = require("mascon.checkpoint.plan_names").ranges
+  for _, found in ipairs(report.duplicates) do
+    io.stderr:write(("mascon verify: warning: %s: experts %s hold the same values\n"):format(found.name,
+      ranges(found.experts)))
+  end
+end
+
+--- @treturn int 0 when all bytes are those that were written, 1 when not, 3 and 4 as everywhere
+function M.run(options)
+  local update, finish = files.progress()
+  local report, status = files.attempt("verify", function()
+    return require("mascon").checkpoint.verify(options.file, {progress = update})
+  end)
+  finish()
+  if not report then return status end
+  status = report.ok and files.DONE or files.NO
+  warn(report)
+  if options.json then return files.answer("verify", files.json(report, ORDER), status) end
+  local lines = {}
+  for i, found in ipairs(report.damaged) do lines[i] = ("damaged: %s: %s\n"):format(found.name, found.message) end
+  local verdict = not report.ok and "DAMAGED" or report.checked > 0 and "ok" or "nothing to check"
+  local others = ""
+  if #report.unverified > 0 then
+    others = (", %s without a digest"):format(files.plural(#report.unverified, "dataset"))
+  end
+  lines[#lines + 1] = ("%s: %s, %s checked%s\n"):format(report.path, verdict,
+    files.plural(report.checked, "dataset"), others)
+  return files.answer("verify", table.concat(lines), status)
+end
+
+return M

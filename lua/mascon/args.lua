@@ -3,13 +3,13 @@ local M = {}
 
 local here = debug.getinfo(1, "S").source:match("^(.*[/\\])") or "@"
 
--- Set by nn/module.lua: the path of the module that is being called, as a prefix.
-local context = function() return "" end
+-- Set by nn/module.lua: puts the path of the module that is being called before the message.
+local context = function(message) return message end
 function M.set_context(fn) context = fn end
 
 --- Raises `message` at the user's line: the nearest caller that is not a file of this library.
 function M.raise(message)
-  message = context() .. message
+  message = context(message)
   local level = 2
   while true do
     local info = debug.getinfo(level, "S")
@@ -44,7 +44,7 @@ function M.show(v)
   if type(v) == "string" then
     return ("%q"):format(v)
   elseif type(v) == "table" then
-    return type(v.dtype) == "string" and "a tensor" or "a table"
+    return rawget(v, "h") ~= nil and "a tensor" or "a table"
   end
   return tostring(v)
 end
@@ -65,6 +65,34 @@ function M.integer(what, v, low, high)
       high and ("%d to %d"):format(low, high) or ("%d or more"):format(low)))
   end
   return v
+end
+
+--- Checks a number (NaN and infinities are numbers).
+function M.number(what, v)
+  if type(v) ~= "number" then
+    raise(("%s: wanted a number, got %s"):format(what, show(v)))
+  end
+  return v
+end
+
+--- Checks that `fn` can be called: a function, or a table such as a module.
+function M.callable(what, fn)
+  local mt = type(fn) == "table" and getmetatable(fn)
+  if type(fn) ~= "function" and not (type(mt) == "table" and mt.__call) then
+    raise(("%s: wanted a function, got %s"):format(what, show(fn)))
+  end
+  return fn
+end
+
+--- `fn` as a method `name`: raises, rather than failing inside, when it is called as m.name() and not m:name().
+function M.method(name, is_self, wanted, fn)
+  return function(self, ...)
+    if not is_self(self) then
+      raise(("%s: wanted %s before the dot, got %s; call it with a colon, as in x:%s()"):format(name, wanted,
+        show(self), name))
+    end
+    return fn(self, ...)
+  end
 end
 
 -- What a spec entry may ask for: a type's name, or one of these.

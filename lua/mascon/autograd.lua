@@ -7,11 +7,12 @@
 -- later in-place write is noticed. Each node runs once, newest first; gradients are summed in that order.
 local lib = require "mascon.lib"
 local args = require "mascon.args"
+local extent = require "mascon.extent"
 local memory = require "mascon.memory"
 
 local C, check = lib.C, lib.check
 local raise = args.raise
-local new, free = memory.new, memory.free
+local new, free, is_tensor = memory.new, memory.free, memory.is_tensor
 
 local M = {}
 
@@ -34,7 +35,9 @@ function M.edge(t)
 end
 local edge = M.edge
 
---- Makes `out` the result of a node with the given edges' inputs; returns the node.
+--- Makes `out` the result of a node with the given edges' inputs; returns the node, on which the op keeps what it needs
+-- under names of its own (taken: op, seq, n, many, grads, g, saved, hooks, done, rewritten). op.view: the result
+-- shares its first input's memory.
 function M.record(out, op, a, b, c)
   seq = seq + 1
   local node = { a and edge(a) or false, b and edge(b) or false, c and edge(c) or false, op = op, seq = seq }
@@ -153,23 +156,47 @@ local function accumulate(holder, field, flag, g)
   end
 end
 
+-- What hooks make of g: each sees it, and may return another of its shape and dtype.
+local function hooked(hooks, g)
+  for i = 1, hooks and #hooks or 0 do
+    local r = hooks[i](g)
+    if r ~= nil and r ~= g then
+      if not is_tensor(r) or r.dtype ~= g.dtype or not r:_same_shape(g) then
+        raise(("backward: a hook returned %s, wanted nil or a tensor of %s [%s]"):format(
+          is_tensor(r) and ("%s [%s]"):format(r.dtype, table.concat(r:shape(), ", ")) or args.show(r), g.dtype,
+          table.concat(g:shape(), ", ")))
+      end
+      g = r
+    end
+  end
+  return g
+end
+
 -- Where gradients of leaves go: into t.grad, or into a table for mc.autograd.grad. A `fresh` one may be kept as it is.
 local function deliver(leaf, g, into, fresh)
   local hooks = rawget(leaf, "hooks")
   if hooks then
-    for i = 1, #hooks do
-      g = hooks[i](g) or g
-    end
+    g, fresh = hooked(hooks, g), false
   end
   if into then
-    local had = into[leaf]
-    into[leaf] = had and had + g or g
+    leaf:_collect_grad(g, into)
   else
-    leaf:_accumulate_grad(g, fresh and not hooks)
+    leaf:_accumulate_grad(g, fresh)
   end
+end
+--- deliver(leaf, g): hooks, then leaf.grad; for gradients that are computed after backward.
+M.deliver = deliver
+
+-- Leaves with hooks wait in `held` until all of their gradient is there, so that hooks see it whole and once.
+local function arrive(leaf, g, into, fresh, held)
+  if not rawget(leaf, "hooks") then return deliver(leaf, g, into, fresh) end
+  local had = held[leaf]
+  if not had then held[#held + 1] = leaf end
+  held[leaf] = had and had + g or g
 end
 
 local function run(list, n, retain, into)
+  local held = {}
   for i = 1, n do
     local node = list[i]
     local g = node.g
@@ -178,11 +205,13 @@ local function run(list, n, retain, into)
     end
     if g then
       check_saved(node)
-      local hooks = node.hooks
-      for h = 1, hooks and #hooks or 0 do
-        g = hooks[h](g) or g
-      end
+      g = hooked(node.hooks, g)
       local op = node.op
+      local rewritten = op.view and node[1] and node[1].rewritten
+      if rewritten then
+        raise(("backward: %s: %s wrote to the tensor that it is a view of, and the view does not know; take the view "
+          .. "after the write, or use the out-of-place form"):format(op.name, rewritten))
+      end
       if op == PORT then
         accumulate(node[1].grads, node.index, -node.index, g)
       else
@@ -193,8 +222,8 @@ local function run(list, n, retain, into)
             if is_node(e) then
               accumulate(e, "g", "g_owned", r)
             else
-              -- fresh: this call made it, and no one else holds it
-              deliver(e, r, into, r ~= g and r ~= results[k - 1] and r ~= results[k - 2])
+              -- fresh: this call made it, and no one else holds it (nodes of many inputs, often users', may share)
+              arrive(e, r, into, not node.n and r ~= g and r ~= results[k - 1] and r ~= results[k - 2], held)
             end
           end
         end
@@ -207,6 +236,7 @@ local function run(list, n, retain, into)
     end
     list[i] = false
   end
+  for i = 1, #held do deliver(held[i], held[held[i]], into) end
 end
 
 local function start(t, grad)
@@ -217,9 +247,9 @@ local function start(t, grad)
     end
     return t:new_full(1)
   end
-  if not t:_same_shape(grad) or grad.dtype ~= t.dtype then
-    raise(("backward: the gradient is %s [%s], the tensor %s [%s]"):format(grad.dtype,
-      table.concat(grad:shape(), ", "), t.dtype, table.concat(t:shape(), ", ")))
+  if not t:_same_shape(grad) or grad.dtype ~= t.dtype or grad.device ~= t.device then
+    raise(("backward: the gradient is %s [%s] on %s, the tensor %s [%s] on %s"):format(grad.dtype,
+      table.concat(grad:shape(), ", "), grad.device, t.dtype, table.concat(t:shape(), ", "), t.device))
   end
   return grad
 end
@@ -245,8 +275,21 @@ local function no_grad(fn, ...)
   return leave(pcall(fn, ...))
 end
 
---- Runs fn(...) without recording and returns its results.
+--- Runs fn(...) without recording and returns its results; for functions of the library, which do not yield.
 M.no_grad = no_grad
+
+--- The same for users' functions.
+function M.public_no_grad(fn, ...)
+  args.callable("no_grad", fn)
+  local was
+  local function enter() was, state.on = state.on, false end
+  local function exit() state.on = was end
+  local function results(ok, ...)
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return results(extent.run(enter, exit, fn, ...))
+end
 
 local function backward(t, grad, retain, into)
   if not t.rg then
@@ -276,20 +319,11 @@ function M.backward(t, grad, opts)
   no_grad(backward, t, grad, opts.retain_graph, nil)
 end
 
---- The gradients of scalar `t` with respect to `inputs` (leaves that require grad), as a list; leaves' grad
--- fields stay as they are. An input that t does not depend on gives nil.
-function M.grad(t, inputs, opts)
-  opts = args.options("autograd.grad", opts, { grad = { "any" }, retain_graph = { "boolean", false } })
-  if type(inputs) ~= "table" or inputs.h then inputs = { inputs } end
-  for i, x in ipairs(inputs) do
-    if x.node or not x.rg then
-      raise(("autograd.grad: input %d is not a leaf that requires a gradient"):format(i))
-    end
-  end
-  local into, out = {}, {}
+--- The gradients of `t` with respect to leaves, as backward finds them, collected in a table (see _collect_grad).
+function M.collect(t, opts)
+  local into = {}
   no_grad(backward, t, opts.grad, opts.retain_graph, into)
-  for i, x in ipairs(inputs) do out[i] = into[x] end
-  return out
+  return into
 end
 
 -- -- ops of one's own --------------------------------------------------------------------------------
@@ -299,6 +333,13 @@ Context.__index = Context
 
 --- Keeps tensors for backward; get them with ctx:saved_tensors().
 function Context:save_for_backward(...)
+  for i = 1, select("#", ...) do
+    local t = select(i, ...)
+    if not is_tensor(t) then
+      raise(("save_for_backward: argument %d is %s, wanted a tensor; ctx keeps plain values as fields"):format(i,
+        args.show(t)))
+    end
+  end
   self.to_save = { n = select("#", ...), ... }
 end
 
@@ -313,7 +354,15 @@ local function custom_backward(node, grads)
   for i = 1, node.n_out do
     g[i] = grads[i] or M.zeros_of(node.shapes[i])
   end
-  return node.fn.backward(ctx, unpack(g, 1, node.n_out))
+  local results = { node.fn.backward(ctx, unpack(g, 1, node.n_out)) }
+  for i, want in pairs(node.wants) do
+    local r = results[i]
+    if r ~= nil and not (is_tensor(r) and table.concat(r:shape(), ", ") == want) then
+      raise(("%s: backward returned %s for argument %d, wanted nil or a tensor [%s]"):format(node.op.name,
+        is_tensor(r) and ("[%s]"):format(table.concat(r:shape(), ", ")) or args.show(r), i, want))
+    end
+  end
+  return unpack(results, 1, node.n)
 end
 
 --- An op of the user's own: mc.autograd.Function{forward = fn(ctx, ...), backward = fn(ctx, g1, ...)}.
@@ -327,21 +376,26 @@ function M.Function(spec)
   local op = { name = spec.name, backward = custom_backward }
   return function(...)
     local n_in = select("#", ...)
-    local inputs, needs = { ... }, false
+    local inputs, wants, needs = { ... }, {}, false
     for i = 1, n_in do
       local x = inputs[i]
-      local tensor = type(x) == "table" and rawget(x, "h") ~= nil
-      needs = needs or (tensor and x.rg)
-      inputs[i] = tensor and x or false
+      if is_tensor(x) and x.rg then
+        needs, wants[i] = true, table.concat(x:shape(), ", ")
+      else
+        inputs[i] = false
+      end
     end
     local ctx = setmetatable({}, Context)
     local outs = { no_grad(spec.forward, ctx, ...) }
-    if state.on and needs then
-      for i, out in ipairs(outs) do
-        if out.node or out.rg then outs[i] = out:detach() end
+    for i = 1, math.max(#outs, 1) do
+      if not is_tensor(outs[i]) then
+        raise(("%s: forward returned %s, wanted one or more tensors"):format(op.name, args.show(outs[i])))
       end
+    end
+    if state.on and needs then
+      for i, out in ipairs(outs) do outs[i] = out:detach() end -- it may be an argument, or anybody's
       local node = M.record_many(outs, op, inputs)
-      node.ctx, node.fn, node.n_out, node.shapes = ctx, spec, #outs, {}
+      node.ctx, node.fn, node.n_out, node.shapes, node.wants = ctx, spec, #outs, {}, wants
       for i, out in ipairs(outs) do
         node.shapes[i] = { shape = out:shape(), dtype = out.dtype, device = out.device }
       end

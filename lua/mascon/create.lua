@@ -57,19 +57,23 @@ function M.full(shape, value, opts)
   return filled("full", value, shape, opts)
 end
 
--- Same shape, dtype and device as t unless opts say else.
+local like_spec = { dtype = { "string" }, device = { "string" }, requires_grad = { "boolean" } }
+-- Same shape, dtype and device as t unless opts say else. value: nil leaves the memory as it is.
 local function like(what, t, value, opts)
   want_tensor(what, t)
-  opts = opts or {}
+  local o = args.options(what, opts, like_spec)
   return filled(what, value, t:shape(), {
-    dtype = opts.dtype or t.dtype, device = opts.device or t.device, requires_grad = opts.requires_grad,
+    dtype = o.dtype or t.dtype, device = o.device or t.device, requires_grad = o.requires_grad,
   })
 end
 function M.empty_like(t, opts) return like("empty_like", t, nil, opts) end
 function M.zeros_like(t, opts) return like("zeros_like", t, 0, opts) end
 function M.ones_like(t, opts) return like("ones_like", t, 1, opts) end
-function M.full_like(t, value, opts) return like("full_like", t, value, opts) end
-function T.new_full(t, value) return like("new_full", t, value) end
+function M.full_like(t, value, opts)
+  if type(value) == "boolean" then value = value and 1 or 0 end
+  return like("full_like", t, args.number("full_like: value", value), opts)
+end
+function T.new_full(t, value) return M.full_like(t, value) end
 
 function autograd.zeros_of(token)
   return M.zeros(token.shape, { dtype = token.dtype, device = token.device })
@@ -85,7 +89,11 @@ function M.arange(a, b, step, opts)
     raise("arange: wanted arange(n) or arange(first, last, step) with step not 0")
   end
   local dtype, device, rg = creation("arange", opts)
-  dims[0] = math.max(0, math.ceil((b - a) / step))
+  local n = math.ceil((b - a) / step)
+  if not args.is_integer(n) then
+    raise(("arange: from %s to %s in steps of %s are %s numbers"):format(a, b, step, n))
+  end
+  dims[0] = math.max(0, n)
   local t = empty(dtype, device, 1)
   check(C.mc_arange(t.h, a, step))
   return ready(t, rg)
@@ -110,6 +118,9 @@ local function gather(what, v, shape, depth, flat)
   end
 end
 
+-- What integer dtypes hold; 2^63 - 1024 is the largest double below 2^63.
+local RANGE = { uint8 = { 0, 255 }, int32 = { -2 ^ 31, 2 ^ 31 - 1 }, int64 = { -2 ^ 63, 2 ^ 63 - 1024 } }
+
 --- mc.tensor(nested_table_or_number, opts): default dtype float32 (bool for booleans).
 function M.tensor(v, opts)
   local shape, probe = {}, v
@@ -124,9 +135,9 @@ function M.tensor(v, opts)
   local t = empty(dtype, device, #shape)
   local n = #flat
   local src = ffi.new("double[?]", math.max(n, 1))
-  local whole = not (C.mc_dtype_is_float(dtype) ~= 0 or dtype == dtype_code.bool)
+  local range = RANGE[dtype_name[dtype]]
   for i = 1, n do
-    if whole and flat[i] ~= math.floor(flat[i]) then
+    if range and not (flat[i] == math.floor(flat[i]) and flat[i] >= range[1] and flat[i] <= range[2]) then
       raise(("tensor: %s does not fit a tensor of %s"):format(tostring(flat[i]), dtype_name[dtype]))
     end
     src[i - 1] = flat[i]

@@ -38,6 +38,7 @@ local function lines(t, cut, indent, whole)
 end
 
 tensor.metatable.__tostring = function(t)
+  if not tensor.is_tensor(t) then return tostring(t) end
   if t.freed then return "tensor (freed by " .. t.freed .. ")" end
   local header = ("%s[%s] %s"):format(short[t.dtype], table.concat(t:shape(), ", "), t.device)
   if t.rg then header = header .. (t.node and (" grad_fn=" .. t.node.op.name) or " requires_grad") end

@@ -27,6 +27,9 @@ local function sizes_of(first_dims, device)
     end
     return first_dims, nil
   end
+  if type(first_dims) ~= "table" then
+    raise("GroupedTensor: first_dims is " .. args.show(first_dims) .. ", wanted a list or a tensor of row counts")
+  end
   local host = {}
   for i, n in ipairs(first_dims) do
     host[i] = args.integer(("GroupedTensor: first_dims[%d]"):format(i), n, 0)
@@ -75,6 +78,9 @@ local function allocate(shapes, opts)
   if type(shapes) ~= "table" or #shapes == 0 then raise("GroupedTensor.empty: wanted a list of at least one shape") end
   local first, ragged, rows, sizes = shapes[1], false, 0, {}
   for i, shape in ipairs(shapes) do
+    if type(shape) ~= "table" then
+      raise(("GroupedTensor.empty: shape %d is %s, wanted a list of sizes"):format(i, args.show(shape)))
+    end
     local fits = #shape == #first and #shape > 0
     for d = 2, #first do fits = fits and shape[d] == first[d] end
     if not fits then
@@ -105,7 +111,7 @@ end
 function GroupedTensor:member(i)
   args.integer("GroupedTensor: member", i, 0, self.num_tensors - 1)
   local view = self.members[i]
-  if not view then
+  if not view or view.freed then
     if self.first_dims then
       local sizes, first = host_sizes(self), 1
       for j = 1, i do first = first + sizes[j] end

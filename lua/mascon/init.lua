@@ -28,11 +28,10 @@ export(require "mascon.ops", [[add sub mul div pow maximum minimum eq ne lt le g
 export(require "mascon.reduce", [[sum mean max min softmax log_softmax topk argmax]])
 export(require "mascon.random", [[rand randn randint manual_seed get_rng_state set_rng_state]])
 require "mascon.display"
-require "mascon.gradient"
 export(tensor, "is_tensor")
 export(memory, "scope keep")
-mc.no_grad = autograd.no_grad
-mc.autograd = { Function = autograd.Function, grad = autograd.grad }
+mc.no_grad = autograd.public_no_grad
+mc.autograd = { Function = autograd.Function, grad = require("mascon.gradient").grad }
 
 --- mc.memory_stats(): bytes live, at the peak, cached; number of storages and handles.
 mc.memory_stats = memory.stats

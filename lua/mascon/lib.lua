@@ -3,12 +3,20 @@
 -- the user's line. package.loaded holds this module for ever, so that the library outlives every tensor.
 local ffi = require "ffi"
 local args = require "mascon.args"
-local cdef = require "mascon.cdef"
 
 local M = {}
 
+local built, cdef = pcall(require, "mascon.cdef") -- made by the build
+if not built then
+  error("mascon is not built: run scripts/quickstart.sh, or cmake -B build && cmake --build build, and start with "
+    .. "scripts/mascon; or install it", 0)
+end
 ffi.cdef(cdef)
 ffi.cdef [[ int setenv(const char *name, const char *value, int overwrite); ]]
+
+-- A training step is a few thousand short traces; at LuaJIT's limits (1000, 512 KiB) it throws all of its code away
+-- again and again, which costs more than interpreting. Room for machine code is taken as it is needed.
+jit.opt.start("maxtrace=8000", "maxmcode=32768")
 
 -- One OpenMP pool whose threads sleep while they wait: spinning threads of two pools fight for cores.
 -- Read by the OpenMP runtime when the library below is loaded; a value of the user's own stays.
@@ -44,7 +52,10 @@ M.raise_last = raise_last
 
 --- Raises unless `status` is MC_OK; the tensors of the call may follow.
 function M.check(status, ...)
-  if status ~= 0 then raise_last(...) end
+  if status ~= 0 then
+    M.last_status = status -- the kind of failure, for whoever turns it into an exit status
+    raise_last(...)
+  end
 end
 
 local function handle_of(x)

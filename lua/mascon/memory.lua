@@ -6,6 +6,7 @@
 -- `pressure` when a soft limit is passed, and the next tensor made then collects.
 local lib = require "mascon.lib"
 local args = require "mascon.args"
+local extent = require "mascon.extent"
 
 local C = lib.C
 local M = {}
@@ -100,6 +101,10 @@ function M.set_metatable(mt)
   meta = mt
 end
 
+function M.is_tensor(v)
+  return getmetatable(v) == meta
+end
+
 --- Gives a tensor's bytes back now; any later use raises and names `who`.
 function M.free(t, who)
   local slot = t.slot
@@ -119,6 +124,9 @@ end
 
 -- -- scopes --------------------------------------------------------------------------------------
 
+-- A scope's list is weak: what becomes garbage inside is given back while it runs, as outside.
+local WEAK = { __mode = "v" }
+
 --- Adds every table reachable from `v` to the set `seen`; a loop, since graphs are long chains.
 local function mark(v, seen)
   local stack, n = { v }, 1
@@ -136,20 +144,20 @@ local function mark(v, seen)
 end
 
 -- Ends a scope; `ok, ...` are pcall's results.
-local function leave(mine, outer, seen, ok, ...)
-  scope = outer
+local function leave(mine, ok, ...)
+  local outer, seen = scope, {}
   for i = 1, select("#", ...) do
     mark((select(i, ...)), seen)
   end
   local who = "mc.scope at " .. mine.line
   for i = 1, mine.n do
     local t = mine[i]
-    if seen[t] or t.kept then
+    if t and (seen[t] or t.kept) then
       if outer then -- the outer scope decides about what this one lets go
         outer.n = outer.n + 1
         outer[outer.n] = t
       end
-    else
+    elseif t then
       free(t, who)
     end
   end
@@ -163,13 +171,12 @@ end
 -- tables too, with the graph that made it) and what is owned by a parameter, module or optimizer or was
 -- passed to mc.keep. Returns fn's results.
 function M.scope(fn, ...)
-  if type(fn) ~= "function" then
-    args.raise("scope: wanted a function, got " .. args.show(fn))
-  end
-  local outer = scope
-  local mine = { n = 0, line = args.user_line() }
-  scope = mine
-  return leave(mine, outer, {}, pcall(fn, ...))
+  args.callable("scope", fn)
+  local mine = setmetatable({ n = 0, line = args.user_line() }, WEAK)
+  local outer
+  local function enter() outer, scope = scope, mine end
+  local function exit() scope = outer end
+  return leave(mine, extent.run(enter, exit, fn, ...))
 end
 
 --- Marks a tensor, or all in a nested table, as kept: no mc.scope frees it. Returns its argument.

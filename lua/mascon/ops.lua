@@ -166,11 +166,19 @@ local arithmetic = {
     save = "ab",
     out = true,
     scalar_saves = true,
+    -- x^0 is flat everywhere and 0^y for y >= 0 has no slope in y, as in PyTorch: no 0 * inf
     backward = function(node, g, ea, eb)
-      return ea and g * node.b * node.a:pow(node.b - 1), eb and g * node.out * node.a:log()
+      local a, b = node.a, node.b
+      local ga = ea and M.where(b:eq(0), 0, g * b * a:pow(b - 1))
+      local gb = eb and g * node.out * a:log()
+      return ga, gb and M.where(a:eq(0), M.where(b:ge(0), 0, gb), gb)
     end,
     scalar = function(node, g)
-      if node.reverse then return g * node.out * math.log(node.s) end
+      if node.reverse then
+        local ga = g * node.out * math.log(node.s)
+        return node.s == 0 and M.where(node.a:ge(0), 0, ga) or ga
+      end
+      if node.s == 0 then return g:new_full(0) end
       return g * node.a:pow(node.s - 1) * node.s
     end,
   },
@@ -309,7 +317,7 @@ local CLAMP = {
 --- t:clamp(low, high): either may be nil. NaN stays.
 function T.clamp(t, low, high)
   want_tensor("clamp", t)
-  low, high = low or -math.huge, high or math.huge
+  low, high = args.number("clamp: low", low or -math.huge), args.number("clamp: high", high or math.huge)
   local out = new()
   local st = C.mc_clamp(out.h, t.h, low, high)
   if st ~= 0 then failed(st, "mc_clamp", out, t, low, high) end

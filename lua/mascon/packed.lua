@@ -32,7 +32,7 @@ end
 
 --- Member i (0-based) of a packed base: always the same tensor object.
 function T.member(base, i)
-  local packed = rawget(base, "_packed")
+  local packed = rawget(tensor.want_tensor("member", base), "_packed")
   if not packed then raise("member: the tensor is not a packed parameter") end
   args.integer("member: index", i, 0, packed.count - 1)
   local member = base._members[i]
@@ -151,12 +151,48 @@ function T._accumulate_grad(t, g, fresh)
   end
 end
 
+-- A member's part of what was collected is a slice of its base's, whichever of the two the graph used.
+local collect_plain = T._collect_grad
+function T._collect_grad(t, g, into)
+  local base = rawget(t, "_base")
+  if not base then return collect_plain(t, g, into) end
+  local owned = into.owned or {}
+  into.owned = owned
+  if owned[base] == nil or owned[base] ~= into[base] then
+    into[base] = into[base] and into[base]:clone() or create.zeros_like(base)
+    owned[base] = into[base]
+  end
+  into[base]:select(1, t._index + 1):add_(g)
+end
+function T._collected(t, into)
+  local base = rawget(t, "_base")
+  if not base then return into[t] end
+  return into[base] and into[base]:select(1, t._index + 1)
+end
+
+-- A member's hooks see its gradient when the member is used, and its slice when the base is.
+local hook_plain = T.register_hook
+function T.register_hook(t, fn)
+  local own = hook_plain(t, fn)
+  local base = rawget(t, "_base")
+  if not base then return own end
+  local of_base = hook_plain(base, function(g)
+    local r = fn(g:select(1, t._index + 1))
+    if r == nil then return nil end
+    g = g:clone()
+    g:select(1, t._index + 1):copy_(r)
+    return g
+  end)
+  return { remove = function() own.remove() of_base.remove() end }
+end
+
 -- requires_grad is set on the base for all experts, or on one member, which the base then remembers as frozen.
 local requires_plain = T.requires_grad_
 function T.requires_grad_(t, flag)
   if flag == nil then flag = true end
-  local base = rawget(t, "_base")
+  local base = tensor.is_tensor(t) and rawget(t, "_base")
   if base then
+    if type(flag) ~= "boolean" then raise("requires_grad_: wanted true or false, got " .. args.show(flag)) end
     local frozen = rawget(base, "_frozen") or {}
     if not base.rg then
       for i = 0, base._packed.count - 1 do frozen[i] = true end
@@ -175,6 +211,14 @@ function T.requires_grad_(t, flag)
     for _, member in pairs(t._members) do member.rg = flag end
   end
   return t
+end
+
+local free_plain = T.free
+function T.free(t)
+  if tensor.is_tensor(t) and rawget(t, "_base") then
+    raise("free: the tensor is a member of a packed parameter, whose memory is the base's")
+  end
+  free_plain(t)
 end
 
 -- New memory in the same objects: members follow their base.

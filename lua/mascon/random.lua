@@ -63,14 +63,20 @@ function M.get_rng_state()
   return out
 end
 
---- Takes back a state of mc.get_rng_state. Generators of devices that it does not name keep theirs.
-function M.set_rng_state(state)
-  tensor.want_tensor("set_rng_state", state)
+--- Raises, with `what` before the message, unless `state` has the form of mc.get_rng_state().
+function M.check_rng_state(what, state)
+  tensor.want_tensor(what, state)
   local bytes = state:numel()
   if state.dtype ~= "uint8" or state:dim() ~= 1 or bytes < 8 or (bytes - 8) % 24 ~= 0 then
-    raise(("set_rng_state: wanted the uint8 tensor of mc.get_rng_state(), got %s [%s]"):format(state.dtype,
+    raise(("%s: wanted the uint8 tensor of mc.get_rng_state(), got %s [%s]"):format(what, state.dtype,
       table.concat(state:shape(), ", ")))
   end
+end
+
+--- Takes back a state of mc.get_rng_state. Generators of devices that it does not name keep theirs.
+function M.set_rng_state(state)
+  M.check_rng_state("set_rng_state", state)
+  local bytes = state:numel()
   local words = ffi.new("int64_t[?]", bytes / 8)
   check(C.mc_read(state:to("cpu"):contiguous().h, words, bytes))
   default_seed = tonumber(words[0])
@@ -82,25 +88,23 @@ function M.set_rng_state(state)
   end
 end
 
-local function fill_uniform(t, low, high)
-  check(C.mc_random_uniform(t.h, generator(C.mc_tensor_device(t.h)).h, low, high))
-  return t
-end
-local function fill_normal(t, mean, std)
-  check(C.mc_random_normal(t.h, generator(C.mc_tensor_device(t.h)).h, mean, std))
-  return t
+local function draw(what, fill, t, a, b)
+  args.number(what, a)
+  args.number(what, b)
+  tensor.want_tensor(what, t)
+  return tensor.overwrite(what, t, fill, generator(C.mc_tensor_device(t.h)).h, a, b)
 end
 
-local function random(what, fill, a, b, ...)
+local function random(what, fill, ...)
   local n, opts = tensor.parse_shape(what, 0, ...)
   local dtype, device, rg = create.creation(what, opts)
-  return create.ready(fill(tensor.empty_dims(dtype, device, n), a, b), rg)
+  return create.ready(draw(what, fill, tensor.empty_dims(dtype, device, n), 0, 1), rg)
 end
 
 --- mc.rand(n1, ..., opts): uniform in [0, 1).
-function M.rand(...) return random("rand", fill_uniform, 0, 1, ...) end
+function M.rand(...) return random("rand", C.mc_random_uniform, ...) end
 --- mc.randn(n1, ..., opts): normal, mean 0, standard deviation 1.
-function M.randn(...) return random("randn", fill_normal, 0, 1, ...) end
+function M.randn(...) return random("randn", C.mc_random_normal, ...) end
 
 --- mc.randint(low, high, {n1, ...}, opts): integers in [low, high), dtype int64.
 function M.randint(low, high, shape, opts)
@@ -116,10 +120,10 @@ end
 
 --- t:uniform_(low, high), t:normal_(mean, std): refills t. Returns t.
 function T.uniform_(t, low, high)
-  return fill_uniform(tensor.want_writable("uniform_", t), low or 0, high or 1)
+  return draw("uniform_", C.mc_random_uniform, t, low or 0, high or 1)
 end
 function T.normal_(t, mean, std)
-  return fill_normal(tensor.want_writable("normal_", t), mean or 0, std or 1)
+  return draw("normal_", C.mc_random_normal, t, mean or 0, std or 1)
 end
 
 return M

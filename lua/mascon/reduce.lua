@@ -116,14 +116,25 @@ end
 function T.argmax(t, axis, keepdim) return position("argmax", t, axis, keepdim) end
 function T.argmin(t, axis, keepdim) return position("argmin", t, axis, keepdim) end
 
---- t:max(): the largest element; t:max(axis, keepdim): values and their 0-based positions, as in PyTorch.
+-- Values and positions along one axis; the gradient goes to the position that is given, not to its equals.
+local function extreme(what, position_of, t, axis, keepdim)
+  want_tensor(what, t)
+  local a = to_axis(what, t, axis) + 1
+  local positions = position_of(t, a, true)
+  local values = t:gather(a, positions)
+  if keepdim then return values, positions end
+  return values:squeeze(a), positions:squeeze(a)
+end
+
+--- t:max(): the largest element; t:max(axis, keepdim): values and their 0-based positions, as in PyTorch. For the
+-- values alone, over several axes too: t:amax(axes, keepdim).
 function T.max(t, axis, keepdim)
   if axis == nil then return T.amax(t) end
-  return T.amax(t, axis, keepdim), T.argmax(t, axis, keepdim)
+  return extreme("max", T.argmax, t, axis, keepdim)
 end
 function T.min(t, axis, keepdim)
   if axis == nil then return T.amin(t) end
-  return T.amin(t, axis, keepdim), T.argmin(t, axis, keepdim)
+  return extreme("min", T.argmin, t, axis, keepdim)
 end
 
 local CUMSUM = {

@@ -53,9 +53,7 @@ end
 
 memory.set_metatable(Tensor)
 
-local function is_tensor(v)
-  return getmetatable(v) == Tensor
-end
+local is_tensor = memory.is_tensor
 M.is_tensor = is_tensor
 
 --- Raises unless `v` is a tensor.
@@ -214,7 +212,10 @@ end
 function T._same_shape(a, b) return C.mc_tensor_same_shape(a.h, b.h) ~= 0 end
 
 --- Frees t's bytes now; any later use of t raises. Views of the same storage keep it alive.
-function T.free(t) memory.free(t, "t:free() at " .. args.user_line()) end
+function T.free(t)
+  if not is_tensor(t) then raise("free: wanted a tensor, got " .. show(t)) end
+  memory.free(t, "t:free() at " .. args.user_line())
+end
 
 -- An uninitialised tensor of the n sizes in `dims`.
 local function empty(dtype, device, n)
@@ -238,9 +239,9 @@ local function token(t)
   return { shape = t:shape(), dtype = t.dtype, device = t.device }
 end
 
-local SELECT = { name = "select", backward = embed }
+local SELECT = { name = "select", view = true, backward = embed }
 local function redo_select(dx, node) return dx:select(node.axis, node.first) end
-local NARROW = { name = "narrow", backward = embed }
+local NARROW = { name = "narrow", view = true, backward = embed }
 local function redo_narrow(dx, node) return dx:narrow(node.axis, node.first, node.count) end
 
 --- t:select(axis, i): one position (1-based) of an axis, which goes away. t[i] is t:select(1, i).
@@ -278,7 +279,7 @@ function T.narrow(t, axis, first, n)
   return out
 end
 
-local VIEW = { name = "view", backward = function(node, g) return g:reshape(node.shape) end }
+local VIEW = { name = "view", view = true, backward = function(node, g) return g:reshape(node.shape) end }
 
 local function viewed(t, n)
   local out = new()
@@ -318,7 +319,7 @@ local function inverse_permute(node, g)
   for i, a in ipairs(node.axes) do back[a] = i end
   return g:permute(back)
 end
-local PERMUTE = { name = "permute", backward = inverse_permute }
+local PERMUTE = { name = "permute", view = true, backward = inverse_permute }
 
 --- t:permute(a1, a2, ...) or a table: axis i of the result is axis a_i of t.
 function T.permute(t, ...)
@@ -380,6 +381,7 @@ function T.flatten(t) return T.reshape(t, -1) end
 
 local EXPAND = {
   name = "expand",
+  view = true,
   backward = function(node, g) return g:_sum_to(node.shape) end,
 }
 --- t:expand(n1, ...): axes of size 1 (and new leading axes) repeated without copying; -1 keeps a size.
@@ -398,8 +400,12 @@ end
 function T.as_strided(t, shape, stride, offset)
   want_tensor("as_strided", t)
   if t.rg and tape.on then raise("as_strided: has no gradient; detach the tensor first") end
+  if type(shape) ~= "table" or type(stride) ~= "table" or #stride ~= #shape then
+    raise("as_strided: wanted two lists of equal length, sizes and strides")
+  end
   local n = put_dims("as_strided", shape, 1, #shape, 0)
-  for i = 1, n do strides_buffer[i - 1] = stride[i] end
+  for i = 1, n do strides_buffer[i - 1] = args.integer("as_strided: stride", stride[i]) end
+  if offset ~= nil then args.integer("as_strided: offset", offset) end
   local out = new()
   check(C.mc_as_strided(out.h, t.h, n, dims, strides_buffer, offset or 0), t)
   return out
@@ -496,33 +502,47 @@ local COPY = { name = "copy_", backward = copy_backward }
 function T.copy_(t, u)
   want_writable("copy_", t)
   want_tensor("copy_", u)
+  local recording = tape.on and (u.rg or t.rg)
+  if recording then M.want_rebase("copy_", t) end
   check(C.mc_copy(t.h, u.h), t, u)
-  if tape.on and (u.rg or t.rg) then
-    M.want_rebase("copy_", t)
+  if recording then
     local node = record(t, COPY, u)
     node.shape, node.dtype, node.device = u:shape(), u.dtype, u.device
   end
   return t
 end
 
-local ZERO = { name = "fill_", backward = function() end }
+local FILL = { name = "fill_", backward = function() end }
+--- Records that t's values no longer depend on what it was: fill(t, ...) overwrites all of it.
+function M.overwrite(what, t, fill, ...)
+  want_writable(what, t)
+  local recording = tape.on and t.rg
+  if recording then M.want_rebase(what, t) end
+  check(fill(t.h, ...), t)
+  if recording then record(t, FILL) end
+  return t
+end
+
 --- t:fill_(v): every element v. Returns t.
 function T.fill_(t, v)
-  want_writable("fill_", t)
   if type(v) == "boolean" then v = v and 1 or 0 end
   if type(v) ~= "number" then raise(("fill_: wanted a number, got %s"):format(show(v))) end
-  check(C.mc_fill(t.h, v), t)
-  if tape.on and t.rg then record(t, ZERO) end
-  return t
+  return M.overwrite("fill_", t, C.mc_fill, v)
 end
 function T.zero_(t) return T.fill_(t, 0) end
 
---- An in-place write that is recorded gives t a new node; a view of a recorded tensor cannot have that.
+--- Raises unless an in-place write to t can be recorded: t gets a new node, of which nobody who shares its memory
+-- would know. Backward raises for views of t that were taken before.
 function M.want_rebase(what, t)
-  local op = t.node and t.node.op
-  if op == SELECT or op == NARROW or op == VIEW or op == PERMUTE or op == EXPAND then
-    raise(("%s: the tensor is a view of one that requires a gradient; use the out-of-place form"):format(what))
+  local sharing = C.mc_tensor_sharing(t.h)
+  if sharing % 2 == C.MC_IS_VIEW then
+    raise(("%s: the tensor is a view; a write that gradients flow through would not reach the tensor that it is a "
+      .. "view of; use the out-of-place form"):format(what))
+  elseif sharing >= C.MC_HAS_VIEWS and not t.rg then
+    raise(("%s: there are views of the tensor, which a write that gradients flow through would not reach; use the "
+      .. "out-of-place form"):format(what))
   end
+  if t.node then t.node.rewritten = what end
 end
 
 --- Takes over another tensor's memory in the same object (assign = true of load_state_dict).

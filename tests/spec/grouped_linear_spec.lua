@@ -271,6 +271,21 @@ describe("GroupedLinear", function()
     end)
   end)
 
+  it("is not freed by its members", function()
+    local gl = layer()
+    raises("free: the tensor is a member of a packed parameter", function() gl:expert(0).weight:free() end)
+    assert.equal("float64", gl:to("float64"):expert(0).weight.dtype)
+  end)
+  it("follows a move to float64 and back", function()
+    local gl = layer { fuse_wgrad_accumulation = true, bias = false }
+    for _, dtype in ipairs { "float64", "bfloat16", "float32" } do
+      gl:to(dtype)
+      gl(mc.ones({ 9, K }, { dtype = dtype }), SPLITS):sum():backward()
+      assert.equal(dtype == "float64" and "float64" or "float32", gl.weight.main_grad.dtype)
+      assert.equal(9 * K * N, gl.weight.main_grad:sum():item())
+      gl:zero_grad()
+    end
+  end)
   it("runs all pending weight gradients with {all = true}, fused or not", function()
     local late = layer { delay_wgrad_compute = true, fuse_wgrad_accumulation = true }
     local plain, x = layer(), mc.randn(9, K)

@@ -449,3 +449,14 @@ describe("schedules", function()
       { total = 10, peak = -1 })
   end)
 end)
+
+describe("a call of an optimizer", function()
+  it("that is wrong is named", function()
+    local opt = mc.optim.SGD { params = mc.nn.Linear { in_features = 1, out_features = 1 }, lr = 1 }
+    helper.raises("get_lr: group: 2 is out of range, wanted 1 to 1", opt.get_lr, opt, 2)
+    helper.raises("step: wanted an optimizer before the dot, got nil; call it with a colon, as in x:step()", opt.step)
+    helper.raises("zero_grad: wanted a module before the dot", mc.nn.ReLU().zero_grad)
+    helper.raises('SGD: group 1: match = "%" is no Lua pattern', mc.optim.SGD,
+      { params = { { params = mc.nn.Linear { in_features = 1, out_features = 1 }, match = "%" } }, lr = 1 })
+  end)
+end)

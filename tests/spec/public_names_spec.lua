@@ -24,11 +24,11 @@ local ROOMS = {
     Module Parameter GroupedLinear Linear Embedding LayerNorm RMSNorm Dropout Sequential ModuleList SwiGLU ReLU GELU
     SiLU CausalSelfAttention Router MoE functional]],
   optim = "SGD Adam AdamW clip_grad_norm_ schedule",
-  checkpoint = "load_into plan inspect verify",
+  checkpoint = "load_into plan inspect verify diff",
   cuda = "is_available device_count synchronize",
   autograd = "Function grad",
   data = "kjv bytes split Windows windows_in_order",
-  train = "Logger Progress",
+  train = "Logger Progress Checkpoints",
 }
 local MODULE_METHODS = [[
     forward parameters named_parameters state_dict load_state_dict train eval to zero_grad named_modules apply

@@ -45,6 +45,15 @@ describe("making tensors", function()
     raises("zeros: size 1 is 1.5", mc.zeros, 1.5)
   end)
 
+  it("refuses numbers that an integer dtype does not hold, and arange without an end", function()
+    raises("tensor: 300 does not fit a tensor of uint8", mc.tensor, { 1, 300 }, { dtype = "uint8" })
+    raises("tensor: -1 does not fit a tensor of uint8", mc.tensor, { -1 }, { dtype = "uint8" })
+    raises("tensor: 2147483648 does not fit a tensor of int32", mc.tensor, { 2 ^ 31 }, { dtype = "int32" })
+    raises("does not fit a tensor of int64", mc.tensor, { 2 ^ 63 }, { dtype = "int64" })
+    raises("does not fit a tensor of int64", mc.tensor, { 0 / 0 }, { dtype = "int64" })
+    assert.same({ -2 ^ 31 }, mc.tensor({ -2 ^ 31 }, { dtype = "int32" }):totable())
+    for _, last in ipairs { 0 / 0, math.huge, 1e300 } do raises("arange: from 0 to", mc.arange, last) end
+  end)
   it("counts with arange from 0, from a to b, and in steps", function()
     assert.same({ 0, 1, 2, 3 }, mc.arange(4):totable())
     assert.same({ 2, 4 }, mc.arange(2, 6, 2, { dtype = "int32" }):totable())
@@ -52,6 +61,21 @@ describe("making tensors", function()
     assert.same({}, mc.arange(0):totable())
   end)
 
+  it("refuses arguments of the wrong kind by name", function()
+    local t = mc.ones(2)
+    raises("clamp: low: wanted a number, got \"a\"", t.clamp, t, "a")
+    raises("uniform_: wanted a number, got a table", t.uniform_, t, {})
+    raises("full_like: value: wanted a number, got nil", mc.full_like, t)
+    raises("zeros_like: wanted a table of options, got 3", mc.zeros_like, t, 3)
+    raises("as_strided: wanted two lists of equal length", t.as_strided, t, { 1 })
+    raises("free: wanted a tensor, got nil", t.free)
+    raises("requires_grad_: wanted true or false, got 1", t.requires_grad_, t, 1)
+    raises("split: sizes is 2, wanted a list", mc.nn.functional.split, t, 2, 1)
+    raises("rms_norm: eps: wanted a number, got \"x\"", mc.nn.functional.rms_norm, t, nil, "x")
+    raises("MoE: x: wanted a tensor, got nil",
+      mc.nn.MoE { hidden_size = 2, ffn_hidden_size = 2, num_experts = 2 })
+    raises("GroupedTensor.empty: shape 1 is 2, wanted a list", mc.GroupedTensor.empty, { 2 })
+  end)
   it("raises at the user's line", function()
     local line = debug.getinfo(1, "l").currentline + 1
     local err = message(function() return mc.zeros(2, 3) + mc.zeros(4, 5) end)
@@ -211,7 +235,8 @@ describe("memory", function()
     mc.collect_garbage()
     mc.reset_peak_memory()
     local a = mc.ones(2 * 2 ^ 20)
-    for _ = 1, 10000 do
+    -- the sanitizers' allocator takes 1.5 ms for each; a tenth is as far beyond the limit
+    for _ = 1, os.getenv("ASAN_OPTIONS") and 1000 or 10000 do
       local _ = mc.empty_like(a)
     end
     assert.is_true(mc.memory_stats().peak_bytes < 200 * 2 ^ 20, mc.memory_stats().peak_bytes)
@@ -255,6 +280,44 @@ describe("memory", function()
     assert.same({ 5, 5, 5 }, w.grad:totable())
   end)
 
+  it("of a scope is given back while it runs, when it becomes garbage", function()
+    mc.collect_garbage()
+    local before = mc.memory_stats().live_bytes
+    mc.scope(function()
+      local most = 0
+      for _ = 1, 100 do
+        mc.empty(2 ^ 21)
+        most = math.max(most, mc.memory_stats().live_bytes - before)
+      end
+      assert.is_true(most < 200 * 2 ^ 20, ("%d bytes live"):format(most))
+    end)
+  end)
+  it("of code outside is not a scope's in which a generator waits", function()
+    local generator = coroutine.wrap(function()
+      mc.scope(function()
+        local own = mc.ones(2)
+        coroutine.yield(own)
+      end)
+    end)
+    local own = generator()
+    local mine = mc.ones(3)
+    assert.equal(2, own:sum():item())
+    generator()
+    raises("was freed by mc.scope", function() return own:sum() end)
+    assert.equal(3, mine:sum():item())
+  end)
+  it("of a module's fields and of GroupedTensor's members outlives the scope that made it", function()
+    local Net = mc.nn.Module:extend "Net"
+    local net, grouped = Net(), mc.GroupedTensor { data = mc.ones(2, 3) }
+    mc.scope(function()
+      net.cache = mc.ones(2)
+      net.metrics = { loss = mc.ones(1) }
+      grouped:member(1)
+    end)
+    assert.equal(2, net.cache:sum():item())
+    assert.equal(1, net.metrics.loss:item())
+    assert.equal(3, grouped:member(1):sum():item())
+  end)
   it("is given back by free, and a use after it raises", function()
     local t = mc.ones(1024)
     local before = mc.memory_stats().live_bytes

@@ -307,6 +307,27 @@ describe("Progress on a terminal", function()
     end
   end)
 
+  it("keeps what matters most on a narrow terminal: the position, the note and the time left", function()
+    local function drawn(width)
+      stream.text, clock.now = "", 0
+      local bar = new{ total = 1800, width = width, scale = 1024, rate_unit = "tokens" }
+      clock.now = 60
+      bar:update(900, "loss 1.465")
+      return (stream.text:gsub("\r\27%[K", ""))
+    end
+    assert.equal("steps 900/1800  50%  15.4k tokens/s  1:00  1:00 left  loss 1.465", drawn(70))
+    assert.equal("900/1800  50%  1:00 left  loss 1.465", drawn(40))
+    assert.equal("900/1800  loss 1.465", drawn(30))
+    assert.equal("900/1800", drawn(16))
+  end)
+
+  it("takes control characters of a note for blanks", function()
+    local bar = new{ total = 10, width = 100 }
+    clock.now = 1
+    bar:update(5, "two\nlines")
+    assert.matches("two lines$", stream.text)
+  end)
+
   it("leaves its final state on the screen", function()
     local bar = new{ total = 10, width = 100 }
     clock.now = 1
@@ -395,6 +416,61 @@ describe("moe_metrics", function()
     assert.error_matches(function() train.moe_metrics(3) end, "wanted numbers by expert, got 3")
     assert.error_matches(function() train.moe_metrics{ { 1 }, { "a" } } end, "layer 2 is a table")
     assert.error_matches(function() train.moe_metrics({ 1 }, { detail = true }) end, "unknown option detail")
+  end)
+end)
+
+describe("moe_metrics of a model", function()
+  local mc = require "mascon"
+
+  it("reads every MoE layer's last forward", function()
+    mc.manual_seed(5)
+    local function layer(aux) return mc.nn.MoE { hidden_size = 4, ffn_hidden_size = 3, num_experts = 3,
+      aux_loss_coeff = aux } end
+    local model = mc.nn.Sequential(layer(0.1), layer(0))
+    model(mc.randn(7, 4))
+    local one, two = model[1].metrics, model[2].metrics
+    local counts = { one.counts:totable(), two.counts:totable() }
+    local want = train.moe_metrics(counts)
+    for name, v in pairs(train.router_metrics(mc.cat { one.scores, two.scores })) do want[name] = v end
+    want["moe/load"], want.aux_loss = counts, one.aux_loss:item()
+    assert.same(want, train.moe_metrics(model))
+  end)
+
+  it("wants a model with MoE layers that ran", function()
+    for _, model in ipairs{ mc.nn.Linear { in_features = 1, out_features = 1 },
+      mc.nn.MoE { hidden_size = 4, ffn_hidden_size = 3, num_experts = 3 } } do
+      assert.error_matches(function() train.moe_metrics(model) end, "moe_metrics: the model has no MoE layer that ran")
+    end
+  end)
+end)
+
+describe("Checkpoints", function()
+  local mc = require "mascon"
+  local folder
+  before_each(function()
+    folder = os.tmpname()
+    os.remove(folder)
+  end)
+  after_each(function() os.execute("rm -rf " .. folder) end)
+
+  it("names the latest file that was saved whole", function()
+    local checkpoints = train.Checkpoints { folder = folder .. "/ckpt" }
+    assert.is_nil(checkpoints:latest())
+    assert.equal(folder .. "/ckpt/step_0000007.h5", checkpoints:save(7, { x = mc.ones(2) }))
+    local other = train.Checkpoints { folder = folder .. "/ckpt" }
+    assert.equal(folder .. "/ckpt/step_0000007.h5", other:latest())
+    checkpoints:save(12, { x = mc.zeros(2) })
+    assert.equal(folder .. "/ckpt/step_0000012.h5", other:latest())
+    assert.is_true(mc.equal(mc.zeros(2), mc.load(other:latest()).x))
+    assert.error(function() checkpoints:save(13, { x = print }) end)
+    assert.equal(folder .. "/ckpt/step_0000012.h5", other:latest())
+  end)
+
+  it("rejects what is no step and a folder that cannot be made", function()
+    local checkpoints = train.Checkpoints { folder = folder }
+    assert.error_matches(function() checkpoints:save(1.5, {}) end, "Checkpoints: step")
+    assert.error_matches(function() train.Checkpoints { folder = "/proc/none/x" } end, "Checkpoints: /proc/none/x: ")
+    assert.error_matches(function() train.Checkpoints {} end, "folder")
   end)
 end)
 

@@ -30,7 +30,7 @@ local function extract(file)
     args.raise("data.kjv: the program bible is missing: apt-get install bible-kjv")
   end
   local made, why = dir.makepath(path.dirname(file))
-  if not made then args.raise("data.kjv: " .. tostring(why)) end
+  if not made then args.raise(("data.kjv: %s; XDG_CACHE_HOME names another folder"):format(why)) end
   -- Whole or not at all: written beside its place, then renamed.
   local temporary = ("%s.%d.tmp"):format(file, ffi.C.getpid())
   local ok = runs(("%s >%s </dev/null"):format(EXTRACT, utils.quote_arg(temporary)))

@@ -4,6 +4,7 @@ local functional = require "mascon.nn.functional"
 local common = require "mascon.nn.common"
 local Linear = require "mascon.nn.linear"
 local module = require "mascon.nn.module"
+local tensor = require "mascon.tensor"
 
 local CAUSAL = { causal = true }
 
@@ -52,7 +53,7 @@ end
 
 --- x [B, T, embed_dim] -> [B, T, embed_dim]; position t sees 1 .. t.
 function CausalSelfAttention:forward(x)
-  local shape = x:shape()
+  local shape = tensor.want_tensor("CausalSelfAttention: x", x):shape()
   if #shape ~= 3 then
     args.raise(("CausalSelfAttention: x is [%s], wanted [B, T, embed_dim]"):format(table.concat(shape, ", ")))
   end

@@ -20,6 +20,17 @@ local function at(self, key)
   return self._fields[tostring(key - 1)]
 end
 
+-- list[i] = m replaces a module; the other keys are fields.
+local function place(self, key, m)
+  if type(key) ~= "number" then return key end
+  local what = getmetatable(self).name
+  args.integer(what .. "[i] = m: i", key, 1, self.count)
+  if not module.is_module(m) then
+    raise(("%s: entry %d is %s, wanted a module"):format(what, key, show(m)))
+  end
+  return tostring(key - 1)
+end
+
 -- for i, m in list:each() do
 local function each(self)
   local i = 0
@@ -49,7 +60,7 @@ function Sequential:forward(...) return run(self, 1, ...) end
 --- Appends a module. Returns the container.
 function Sequential:add(m) return add(self, "Sequential", m) end
 function Sequential:size() return self.count end
-Sequential.each, Sequential.__field = each, at
+Sequential.each, Sequential.__field, Sequential.__place = each, at, place
 
 local ModuleList = module.Module:extend "ModuleList"
 
@@ -66,6 +77,6 @@ end
 --- Appends a module. Returns the list.
 function ModuleList:append(m) return add(self, "ModuleList", m) end
 function ModuleList:size() return self.count end
-ModuleList.each, ModuleList.__field = each, at
+ModuleList.each, ModuleList.__field, ModuleList.__place = each, at, place
 
 return { Sequential = Sequential, ModuleList = ModuleList }

@@ -266,7 +266,7 @@ function GroupedLinear:backward_dw(opts)
       local p = table.remove(self._pending, 1)
       if not p then return end
       local dw = weight_gradient(self, p.dy, p.x, p.splits, p.overwrite)
-      if dw then self.weight:_accumulate_grad(dw, true) end
+      if dw then autograd.deliver(self.weight, dw, nil, true) end
       p.x:free()
       p.dy:free()
       p.splits:free()

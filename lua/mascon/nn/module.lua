@@ -37,58 +37,102 @@ local function is_parameter(v)
   return is_tensor(v) and rawget(v, "is_parameter") == true
 end
 
-local function write_field(self, key, v)
-  local fields, known = rawget(self, "_fields"), rawget(self, "_known")
-  if type(v) == "table" and not known[key] then
-    local registers = is_parameter(v) or is_module(v)
-    if registers then
-      if type(key) == "string" and key:find(".", 1, true) then
-        raise(("%s: a field that holds parameters cannot have a dot in its name: %q"):format(tostring(self), key))
-      end
-      known[key] = true
-      table.insert(rawget(self, "_order"), key)
-    elseif not is_tensor(v) and getmetatable(v) == nil then
-      for _, x in pairs(v) do
-        if is_module(x) or is_parameter(x) then
-          raise(("%s: the table assigned to %s holds modules or parameters, which would not be registered; use "
-            .. "mc.nn.ModuleList"):format(tostring(self), tostring(key)))
-        end
+-- Whether `target` is `m` or lies below it.
+local function contains(m, target)
+  if m == target then return true end
+  for _, child in m:named_children() do
+    if contains(child, target) then return true end
+  end
+  return false
+end
+
+-- Raises unless `key` can name a part of the state: a name in files, and no method's.
+local function check_name(self, key)
+  local name = getmetatable(self).name
+  if type(key) == "string" and (key == "" or key:find(".", 1, true)) then
+    raise(("%s: a field that holds parameters cannot be empty or have a dot in its name: %q"):format(name, key))
+  elseif getmetatable(self).methods[key] ~= nil then
+    raise(("%s: the field %s would hide the method of that name"):format(name, tostring(key)))
+  end
+end
+
+local function register(self, key)
+  if not rawget(self, "_known")[key] then
+    check_name(self, key)
+    rawget(self, "_known")[key] = true
+    table.insert(rawget(self, "_order"), key)
+  end
+end
+
+-- Parameters and modules are registered; tensors, in a plain table too, outlive any mc.scope.
+local function own(self, key, v)
+  if is_tensor(v) then
+    v.kept = true
+    if is_parameter(v) then register(self, key) end
+  elseif is_module(v) then
+    if contains(v, self) then
+      raise(("%s: the module assigned to %s contains it"):format(getmetatable(self).name, tostring(key)))
+    end
+    register(self, key)
+    rawset(v, "_label", tostring(key))
+  elseif getmetatable(v) == nil then
+    for _, x in pairs(v) do
+      if is_module(x) or is_parameter(x) then
+        raise(("%s: the table assigned to %s holds modules or parameters, which would not be registered; use "
+          .. "mc.nn.ModuleList"):format(getmetatable(self).name, tostring(key)))
+      elseif is_tensor(x) then
+        x.kept = true
       end
     end
   end
-  if is_module(v) then rawset(v, "_label", tostring(key)) end
-  fields[key] = v
 end
 
--- Modules that are being called, outermost first: errors inside name the way to the failing one.
-local calling, depth = {}, 0
-
-local function leave(top, ...)
-  depth = top
-  return ...
+local function write_field(self, key, v)
+  local place = getmetatable(self).methods.__place
+  if place then key = place(self, key, v) end
+  if v ~= nil and rawget(self, "_known")[key] then -- what was saved under this name stays something to save
+    local fits, wanted = is_parameter(v) or is_module(v), "mc.nn.Parameter(t), a module"
+    if rawget(self, "_buffers")[key] then fits, wanted = is_tensor(v), "a tensor" end
+    if not fits then
+      raise(("%s: %s was registered, it cannot become %s; wanted %s or nil"):format(getmetatable(self).name,
+        tostring(key), args.show(v), wanted))
+    end
+  end
+  if type(v) == "table" then own(self, key, v) end
+  rawget(self, "_fields")[key] = v
 end
+
+-- Keeps the frame of `call` on the stack, where an error finds it; a tail call would not.
+local function pass(...) return ... end
 
 local function call(self, ...)
   local invalid = rawget(self, "_fields")._invalid
   if invalid then
     raise(("%s: the module is invalid: %s; load it fully before use"):format(tostring(self), invalid))
   end
-  local top = depth
-  depth = top + 1
-  calling[depth] = self
-  return leave(top, self:forward(...))
+  return pass(self:forward(...))
 end
 
---- The way to the module that is running, for error messages; forgets it, since an error unwinds it.
-args.set_context(function()
-  local labels, last = {}, nil
-  for i = 1, depth do
-    last = calling[i]
-    labels[#labels + 1] = rawget(last, "_label")
+--- Puts the way to the module that is running before an error message. It is read off the stack, so that neither a
+-- foreign error nor a coroutine can leave a wrong one behind.
+args.set_context(function(message)
+  local labels, name, level = {}, nil, 2
+  local info = debug.getinfo(level, "f")
+  while info do
+    if info.func == call then
+      local _, self = debug.getlocal(level, 1)
+      name = name or getmetatable(self).name
+      labels[#labels + 1] = rawget(self, "_label")
+    end
+    level = level + 1
+    info = debug.getinfo(level, "f")
   end
-  depth = 0
-  if not last or #labels == 0 then return "" end
-  return ("%s (%s): "):format(table.concat(labels, "."), getmetatable(last).name)
+  if not name then return message end
+  if message:sub(1, #name + 2) == name .. ": " then message = message:sub(#name + 3) end
+  if #labels == 0 then return ("%s: %s"):format(name, message) end
+  local way = labels[1]
+  for i = 2, #labels do way = labels[i] .. "." .. way end
+  return ("%s (%s): %s"):format(way, name, message)
 end)
 
 local function describe(self, indent)
@@ -152,14 +196,14 @@ end
 
 --- A tensor that belongs to the module's state but is not trained. persistent = false keeps it out of state dicts.
 function methods.register_buffer(self, name, t, persistent)
+  if type(name) ~= "string" then
+    raise(("register_buffer: wanted a name, got %s"):format(args.show(name)))
+  end
   if t ~= nil then
     tensor.want_tensor("register_buffer", t)
     t.kept = true
   end
-  if not self._known[name] then
-    self._known[name] = true
-    table.insert(self._order, name)
-  end
+  register(self, name)
   self._buffers[name] = { persistent = persistent ~= false }
   self._fields[name] = t
 end
@@ -258,6 +302,7 @@ end
 
 --- fn(module) for this module and all below, children first. Returns self.
 function methods.apply(self, fn)
+  if type(fn) ~= "function" then raise("apply: wanted a function, got " .. args.show(fn)) end
   for _, child in self:named_children() do child:apply(fn) end
   fn(self)
   return self
@@ -288,24 +333,35 @@ local function move(t, target)
   if moved.h ~= t.h and moved:storage_id() ~= t:storage_id() then t:_adopt(moved) end
 end
 
+local TRAINABLE = { float64 = true, float32 = true, float16 = true, bfloat16 = true }
+
 --- m:to("cuda"), m:to("bfloat16"), m:to{dtype =, device =}: in place, on the same parameter objects; integer buffers
 -- keep their dtype. Returns m.
 function methods.to(self, target)
-  local only_device = type(target) == "table" and { device = target.device } or target
-  if type(target) == "string" and tensor.dtype_code[target] then only_device = nil end
+  local o = { device = target }
+  if type(target) == "table" then
+    o = args.options("to", target, { dtype = { "string" }, device = { "string" } })
+  elseif tensor.dtype_code[target] then
+    o = { dtype = target }
+  end
+  if o.dtype and not TRAINABLE[o.dtype] then
+    raise(("to: a module cannot be %s; wanted float64, float32, float16 or bfloat16"):format(args.show(o.dtype)))
+  elseif o.device ~= nil or not o.dtype then
+    tensor.parse_device("to", o.device)
+  end
+  local only_device = { device = o.device }
   for _, m in self:named_modules() do
     for _, key in ipairs(m._order) do
       local v = m._fields[key]
       if is_tensor(v) then
-        local to = v:is_floating_point() and target or only_device
-        if to then
-          local grad = rawget(v, "_grad")
-          move(v, to)
-          if grad then
-            rawset(v, "_grad", nil)
-            v.grad = grad:to { dtype = v.dtype, device = v.device }
-          end
-          if v.main_grad then move(v.main_grad, { device = v.device }) end
+        local grad = rawget(v, "_grad")
+        move(v, v:is_floating_point() and o or only_device)
+        if grad then
+          rawset(v, "_grad", nil)
+          v.grad = grad:to { dtype = v.dtype, device = v.device }
+        end
+        if v.main_grad then
+          move(v.main_grad, { dtype = v.dtype == "float64" and "float64" or "float32", device = v.device })
         end
       end
     end
@@ -317,7 +373,7 @@ end
 
 --- name -> tensor for all parameters and persistent buffers, in order, sharing memory with the module.
 function methods.state_dict(self)
-  return require("mascon.checkpoint.state").state_dict(self:slots())
+  return require("mascon.checkpoint.state").state_dict(self:slots(), self)
 end
 
 --- Loads a nested or dotted table of tensors in either layout; returns a report or raises one error that lists every
@@ -326,6 +382,10 @@ end
 function methods.load_state_dict(self, sd, opts)
   local state = require "mascon.checkpoint.state"
   return state.load(self:slots(), self:absent(), sd, opts, getmetatable(self).name, self)
+end
+
+for name, fn in pairs(methods) do
+  methods[name] = args.method(name, is_module, "a module", fn)
 end
 
 Module.Module = face { name = "Module", methods = methods }

@@ -10,6 +10,7 @@ local functional = require "mascon.nn.functional"
 local GroupedLinear = require "mascon.nn.grouped_linear"
 local Router = require "mascon.nn.router"
 local module = require "mascon.nn.module"
+local tensor = require "mascon.tensor"
 
 local Experts = module.Module:extend "Experts"
 function Experts:init(gate_up, down)
@@ -108,7 +109,7 @@ end
 
 --- x [.., hidden_size] -> y of its shape.
 function MoE:forward(x)
-  local shape = x:shape()
+  local shape = tensor.want_tensor("MoE: x", x):shape()
   if #shape == 0 or shape[#shape] ~= self.hidden_size then
     args.raise(("MoE: x is [%s], its last axis must be hidden_size = %d"):format(table.concat(shape, ", "),
       self.hidden_size))

@@ -127,6 +127,9 @@ end
 function M.sort(what, groups)
   local order, taken, known = {}, {}, {}
   for g, group in ipairs(groups) do
+    if group.match and not pcall(string.find, "", group.match) then
+      raise(("%s: group %d: match = %q is no Lua pattern"):format(what, g, group.match))
+    end
     local n = 0
     for _, unit in ipairs(units_of(what, group.params, known)) do
       local key = unit.index or 0

@@ -118,7 +118,8 @@ end
 
 --- The learning rate of a group (default: the first).
 function Optimizer:get_lr(group)
-  return values_of(self.groups[group or 1], self.hyper).lr
+  local number = args.integer(self.what .. ": get_lr: group", group or 1, 1, #self.groups)
+  return values_of(self.groups[number], self.hyper).lr
 end
 
 -- -- state -------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ function Optimizer:state_dict()
       table.remove(slots, i)
     end
   end
-  local sd = require("mascon.checkpoint.state").state_dict(slots)
+  local sd = require("mascon.checkpoint.state").state_dict(slots, self)
   for name, value in pairs(numbers) do sd[name] = value end
   return sd
 end
@@ -322,6 +323,11 @@ function Optimizer:zero_grad()
       end
     end
   end)
+end
+
+local function is_optimizer(v) return class.is_a(v, Optimizer) end
+for _, name in ipairs { "step", "zero_grad", "set_lr", "get_lr", "state_dict", "load_state_dict" } do
+  Optimizer[name] = args.method(name, is_optimizer, "an optimizer", Optimizer[name])
 end
 
 return Optimizer

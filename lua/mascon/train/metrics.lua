@@ -8,6 +8,7 @@
 -- These are the names and definitions of NeMo Automodel's MoE metrics. A layer that got no token at all
 -- has no cv, utilisation or diversity: they are NaN.
 local args = require "mascon.args"
+local module = require "mascon.nn.module"
 local tensor = require "mascon.tensor"
 
 local M = {}
@@ -79,17 +80,43 @@ local SUMMARY = {
   utilisation_max = max_of, utilisation_min = min_of,
 }
 
+-- What the MoE layers of a model noted at their last forward: their counts, and the metrics that only they can give.
+local function of_model(model)
+  local counts, scores, out, sums = {}, {}, {}, {}
+  for _, m in model:named_modules() do
+    local noted = m.metrics
+    if type(noted) == "table" and noted.counts and noted.scores then
+      counts[#counts + 1] = to_list(noted.counts)
+      for _, row in ipairs(to_list(noted.scores)) do scores[#scores + 1] = row end
+      for _, name in ipairs{ "aux_loss", "z_loss" } do
+        if noted[name] then
+          sums[name] = sums[name] or { sum = 0, n = 0 }
+          sums[name].sum, sums[name].n = sums[name].sum + noted[name]:item(), sums[name].n + 1
+        end
+      end
+    end
+  end
+  if #counts == 0 then args.raise("moe_metrics: the model has no MoE layer that ran forward") end
+  for name, v in pairs(sums) do out[name] = v.sum / v.n end
+  for name, value in pairs(M.router_metrics(scores)) do out[name] = value end
+  out["moe/load"] = counts
+  return counts, out
+end
+
 --- Balance of the experts, as flat metrics for Logger.
 -- @param counts tokens by expert: a list of numbers or an integer tensor [E] for one layer; a list of them,
---   or a tensor [layers, E], for several
+--   or a tensor [layers, E], for several; or a module, whose MoE layers are read: their last forward also gives
+--   "moe/load" (tokens by expert, a list by layer), router_metrics over all layers' tokens, and "aux_loss" and
+--   "z_loss", the means over the layers that have them
 -- @tparam[opt] table options `detailed = true` adds every layer's own values ("moe/layer_0/cv", ...) and its
 --   list "moe/layer_0/utilisation"
 -- @treturn table "moe/cv", "moe/dead_expert_frac", "moe/expert_diversity" and "moe/utilisation_median": the mean
 --   over the layers; "moe/utilisation_max" and "moe/utilisation_min": the extremes
 function M.moe_metrics(counts, options)
   local o = args.options("moe_metrics", options, { detailed = { "boolean", false } })
-  local layers = to_layers("moe_metrics", counts)
   local out = {}
+  if module.is_module(counts) then counts, out = of_model(counts) end
+  local layers = to_layers("moe_metrics", counts)
   for i, layer in ipairs(layers) do
     local metrics = layer_metrics(layer)
     for name, combine in pairs(SUMMARY) do

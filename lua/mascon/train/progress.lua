@@ -21,6 +21,7 @@ local REDRAW = 0.1 -- seconds between two drawings on a terminal
 local FIRST_LINE, NEXT_LINE, NEXT_SHARE = 5, 30, 0.05 -- plain lines: seconds, seconds, of the total
 local SMOOTHING = 10 -- seconds after which a measured rate counts 1/e
 local DEFAULT_WIDTH, BAR_MIN, BAR_MAX = 80, 8, 30
+local BAR = 8 -- the bar's rank: the first to go where the line is too narrow
 local ERASE_LINE = "\r\27[K"
 local TIOCGWINSZ = 0x5413 -- Linux: asks a terminal for {rows, columns, x pixels, y pixels}
 
@@ -97,34 +98,48 @@ function Progress:_measure(now)
   last.time, last.done = now, self.done
 end
 
--- Before and after the place of the bar.
-function Progress:_texts(now)
-  local share = self.total > 0 and self.done / self.total or 1
-  local left = ("%s %d/%d %3d%%"):format(self._unit, self.done, self.total, math.floor(share * 100))
-  local parts = {}
-  if self._rate then
-    parts[1] = ("%s %s/s"):format(short_number(self._rate * self._scale), self._rate_unit)
-  end
-  parts[#parts + 1] = clock_text(now - self._began)
+-- The pieces of the line in their order, each {rank, text}: where the line is too narrow, the highest ranks go first.
+function Progress:_pieces(now)
+  local pieces = {
+    { 6, self._unit .. " " },
+    { 1, ("%d/%d"):format(self.done, self.total) },
+    { 4, (" %3d%%"):format(math.floor(self:_share() * 100)) },
+    { BAR, "" },
+  }
+  local bar = pieces[#pieces]
+  local function add(rank, text) pieces[#pieces + 1] = { rank, "  " .. text } end
+  if self._rate then add(5, ("%s %s/s"):format(short_number(self._rate * self._scale), self._rate_unit)) end
+  add(7, clock_text(now - self._began))
   if self._rate and self.done < self.total then
-    parts[#parts + 1] = ("%s left"):format(clock_text((self.total - self.done) / self._rate))
+    add(3, clock_text((self.total - self.done) / self._rate) .. " left")
   end
-  if self.note ~= "" then parts[#parts + 1] = self.note end
-  return left, table.concat(parts, "  "), share
+  if self.note ~= "" then add(2, self.note) end
+  return pieces, bar
+end
+
+function Progress:_share()
+  return self.total > 0 and self.done / self.total or 1
+end
+
+local function join(pieces, highest)
+  local texts = {}
+  for _, piece in ipairs(pieces) do
+    if piece[1] <= highest then texts[#texts + 1] = piece[2] end
+  end
+  return table.concat(texts)
 end
 
 function Progress:_draw(now)
-  local left, right, share = self:_texts(now)
+  local pieces, bar = self:_pieces(now)
   local width = (self._width or terminal_width(self._stream)) - 1 -- the last column would wrap
-  local room = math.min(BAR_MAX, width - #left - #right - 6)
-  local line
+  local room = math.min(BAR_MAX, width - #join(pieces, BAR - 1) - 4) -- 4: blanks and brackets
   if room >= BAR_MIN then
-    local full = math.floor(share * room)
-    line = ("%s  [%s%s]  %s"):format(left, ("#"):rep(full), ("."):rep(room - full), right)
-  else
-    line = (left .. "  " .. right):sub(1, width)
+    local full = math.floor(self:_share() * room)
+    bar[2] = ("  [%s%s]"):format(("#"):rep(full), ("."):rep(room - full))
   end
-  self._stream:write(ERASE_LINE, line)
+  local rank = BAR
+  while rank > 1 and #join(pieces, rank) > width do rank = rank - 1 end
+  self._stream:write(ERASE_LINE, join(pieces, rank):sub(1, width))
   self._stream:flush()
 end
 
@@ -132,8 +147,7 @@ function Progress:_show(now)
   if self._terminal then
     self:_draw(now)
   else
-    local left, right = self:_texts(now)
-    self._stream:write(left, "  ", right, "\n")
+    self._stream:write(join((self:_pieces(now)), BAR), "\n")
     self._stream:flush()
   end
   self._shown = { time = now, done = self.done }
@@ -151,7 +165,7 @@ end
 -- @tparam[opt] string note a short text such as "loss 1.93"; stays until replaced
 function Progress:update(done, note)
   self.done = args.integer("progress", done, 0, self.total)
-  if note then self.note = note end
+  if note then self.note = note:gsub("%c", " ") end
   local now = self._clock()
   if self:_is_due(now) then
     self:_measure(now)

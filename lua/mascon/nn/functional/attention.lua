@@ -88,6 +88,7 @@ end
 
 local SPLIT = {
   name = "split",
+  view = true,
   backward = function(node, grads)
     local like = node.like
     local dx = create.empty(like.shape, { dtype = like.dtype, device = like.device })
@@ -109,6 +110,9 @@ local SPLIT = {
 function M.split(x, sizes, axis)
   want_tensor("split: x", x)
   local a = tensor.to_axis("split", x, axis) + 1
+  if type(sizes) ~= "table" or #sizes == 0 or tensor.is_tensor(sizes) then
+    raise("split: sizes is " .. args.show(sizes) .. ", wanted a list of at least one size")
+  end
   local total = 0
   for i, n in ipairs(sizes) do total = total + args.integer(("split: size %d"):format(i), n, 0) end
   if total ~= x:size(a) then

@@ -186,7 +186,7 @@ local AUX = {
 function M.moe_aux_loss(scores, counts, coefficient)
   want_tensor("moe_aux_loss: scores", scores)
   shapes.want_index("moe_aux_loss: counts", counts)
-  coefficient = coefficient or 1
+  coefficient = args.number("moe_aux_loss: coefficient", coefficient or 1)
   local loss = new()
   local st = C.mc_moe_aux_loss(loss.h, scores.h, counts.h, coefficient)
   if st ~= 0 then failed(st, "mc_moe_aux_loss", loss, scores, counts, coefficient) end
@@ -213,7 +213,7 @@ local Z = {
 -- @treturn Tensor []
 function M.moe_z_loss(logits, coefficient)
   want_tensor("moe_z_loss: logits", logits)
-  coefficient = coefficient or 1
+  coefficient = args.number("moe_z_loss: coefficient", coefficient or 1)
   local loss, lse = new(), new()
   local st = C.mc_moe_z_loss(loss.h, lse.h, logits.h, coefficient)
   if st ~= 0 then failed(st, "mc_moe_z_loss", loss, lse, logits, coefficient) end

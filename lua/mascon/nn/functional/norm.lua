@@ -1,5 +1,6 @@
 --- functional: rms_norm and layer_norm, over the last axis.
 local lib = require "mascon.lib"
+local args = require "mascon.args"
 local memory = require "mascon.memory"
 local autograd = require "mascon.autograd"
 local tensor = require "mascon.tensor"
@@ -30,7 +31,7 @@ local RMS_NORM = {
 function M.rms_norm(x, weight, eps)
   want_tensor("rms_norm: x", x)
   if weight then want_tensor("rms_norm: weight", weight) end
-  eps = eps or 1e-5
+  eps = args.number("rms_norm: eps", eps or 1e-5)
   local y, rstd = new(), new()
   local st = C.mc_rms_norm(y.h, rstd.h, x.h, h(weight), eps)
   if st ~= 0 then failed(st, "mc_rms_norm", y, rstd, x, weight, eps) end
@@ -63,7 +64,8 @@ function M.layer_norm(x, weight, bias, eps)
   want_tensor("layer_norm: x", x)
   if weight then want_tensor("layer_norm: weight", weight) end
   if bias then want_tensor("layer_norm: bias", bias) end
-  eps = eps or 1e-5
+  eps = args.number("layer_norm: eps", eps or 1e-5)
+  if bias then want_tensor("layer_norm: bias", bias) end
   local y, mean, rstd = new(), new(), new()
   local st = C.mc_layer_norm(y.h, mean.h, rstd.h, x.h, h(weight), h(bias), eps)
   if st ~= 0 then failed(st, "mc_layer_norm", y, mean, rstd, x, weight, bias, eps) end

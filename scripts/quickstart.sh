@@ -25,7 +25,7 @@ if [ -e "$run" ]; then
 fi
 
 step "1. packages"
-scripts/setup.sh
+run scripts/setup.sh
 say "all there"
 
 step "2. build (output in build/build.log)"
@@ -33,16 +33,16 @@ build build -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF
 say "$(scripts/mascon version) is built"
 
 step "3. train to half time, one parameter per expert, and save"
-scripts/mascon scripts/examples/kjv_moe.lua --run "$run" --layout per_expert --stop-at half
+run scripts/mascon scripts/examples/kjv_moe.lua --run "$run" --layout per_expert --stop-at half
 
 step "4. a new process reads that file into one parameter for all experts and trains to the end"
-scripts/mascon scripts/examples/kjv_moe.lua --run "$run" --layout single --resume
+run scripts/mascon scripts/examples/kjv_moe.lua --run "$run" --layout single --resume
 
 bpb=$(sed -n 's/.*"kind":"eval".*"val_bpb":\([0-9.]*\).*/\1/p' "$run/log.jsonl" | tail -n 1)
 [ -n "$bpb" ] || fail "$run/log.jsonl holds no evaluation"
 step "done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 cat <<END
-validation   $bpb bits per byte over the last 10 % of the text (the best n-gram model of it: 2.31)
+validation   ${bpb:0:6} bits per byte over the last 10 % of the text (the best n-gram model of it: 2.31)
 checkpoints  $(find "$run" -name '*.h5' | sort | tr '\n' ' ')
 log          $run/log.jsonl, a JSON object a line
 the script   scripts/examples/kjv_moe.lua

@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
 done
 [ $cuda = OFF ] || say "no GPU tests exist in this build; they are counted as skipped"
 
-scripts/setup.sh --test
+run scripts/setup.sh --test
 say "building in $dir"
 build "$dir" "${options[@]}" -DMASCON_TEST_CUDA=$cuda
-ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$(nproc)"
+exec ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$(nproc)"

@@ -4,40 +4,36 @@
 --   scripts/mascon scripts/examples/kjv_moe.lua --run runs/kjv --resume --layout single
 --
 -- Two layers of attention and 8 experts, of which each byte visits 2. A run that stops, and resumes in the other
--- parameter layout, ends with the very bits of one that did not.
+-- parameter layout with as many threads, ends with the very bits of one that did not.
 local argparse = require "argparse"
-local dir = require "pl.dir"
 local system = require "system"
 local mc = require "mascon"
-local nn = mc.nn
-local F = nn.functional
+local nn, F = mc.nn, mc.nn.functional
 
+local function count(text)
+  local n = tonumber(text)
+  return n and n >= 1 and n % 1 == 0 and n or nil, ("wanted a whole number from 1, got '%s'"):format(text)
+end
 local parser = argparse("kjv_moe", "Trains a mixture-of-experts language model on the King James Bible.")
+function parser:error(why) io.stderr:write(self:get_usage(), "\n\nkjv_moe: ", why, "\n") os.exit(2) end
 parser:option("--run", "Folder for the log and the checkpoints.", "runs/kjv")
 parser:option("--layout", "per_expert: a parameter for each expert; single: one for all.", "per_expert")
   :choices { "per_expert", "single" }
 parser:option("--stop-at", "Save and stop after this step, or at `half`.")
-  :convert(function(v) return v == "half" and v or tonumber(v) end)
+  :convert(function(text) if text == "half" then return text end return count(text) end)
 parser:flag("--resume", "Go on from the latest checkpoint of the run, with its steps, batch and seed.")
-parser:option("--steps", "Steps of the whole run.", "1800"):convert(tonumber)
-parser:option("--batch", "Windows of 128 bytes in a step.", "8"):convert(tonumber)
-parser:option("--seed", "Decides weights and batches.", "1"):convert(tonumber)
-parser:option("--threads", "Threads to use; a resumed run needs as many for equal bits."):convert(tonumber)
+parser:option("--steps", "Steps of the whole run.", "1800"):convert(count)
+parser:option("--batch", "Windows of 128 bytes in a step.", "8"):convert(count)
+parser:option("--seed", "Decides weights and batches.", "1"):convert(count)
 local cli = parser:parse()
 
+local checkpoints = mc.train.Checkpoints { folder = cli.run .. "/ckpt" }
 local config = { steps = cli.steps, batch = cli.batch, seed = cli.seed } -- what a resumed run must not change
-local folder, latest, checkpoint = cli.run .. "/ckpt/", cli.run .. "/ckpt/latest", nil
-dir.makepath(folder)
-if cli.resume then
-  local file = io.open(latest) or parser:error("nothing to resume: there is no " .. latest)
-  checkpoint = folder .. file:read "*l"
-  file:close()
-  config = mc.load(checkpoint, { only = "config" }).config
-end
-if cli.threads then mc.set_num_threads(cli.threads) end
+local from = cli.resume and (checkpoints:latest() or parser:error("nothing to resume in " .. cli.run))
+if from then config = mc.load(from, { only = "config" }).config end
 mc.manual_seed(config.seed)
 
--- The text: the first 90 % to learn from, the last 10 % to be measured on. Windows of 128 bytes.
+-- The text: the first 90 % to learn from, the last 10 % to be measured on.
 local CONTEXT, WIDTH = 128, 128
 local train, validation = mc.data.split(mc.data.bytes(mc.data.kjv()), 0.9)
 local batches = mc.data.Windows { data = train, length = CONTEXT, batch_size = config.batch, seed = config.seed }
@@ -71,7 +67,6 @@ function Model:forward(ids)
 end
 
 local model = Model()
-local one, two = model.blocks[1].moe, model.blocks[2].moe
 local optimizer = mc.optim.AdamW { lr = 4e-3, betas = { 0.9, 0.95 }, weight_decay = 0.1, params = {
   { params = model, roles = { "norm", "embedding" }, weight_decay = 0 }, -- the first group that fits takes it
   { params = model },
@@ -80,73 +75,61 @@ local rate = mc.optim.schedule.warmup_cosine { warmup = math.floor(config.steps 
   peak = 4e-3, final = 4e-4 }
 
 -- Everything that decides the rest of the run comes back from the file, whatever the layout it was saved in.
+io.stdout:setvbuf "line"
 local step = 0
-if checkpoint then
+if from then
   local targets = { model = model, optimizer = optimizer, data = batches }
-  step = mc.checkpoint.load_into(checkpoint, targets, { rng = true }).rest.step
-  print(("resumed at step %d from %s; experts are %s here"):format(step, checkpoint, cli.layout))
+  step = mc.checkpoint.load_into(from, targets, { rng = true }).rest.step
+  print(("resumed at step %d from %s; experts are %s here"):format(step, from, cli.layout))
 end
 
 local function train_step()
   local x, y = batches:next()
   local lm_loss = F.cross_entropy(model(x), y)
-  local loss = lm_loss + one.aux + two.aux
+  local loss = lm_loss + model.blocks[1].moe.aux + model.blocks[2].moe.aux
   loss:backward()
   local norm = mc.optim.clip_grad_norm_(model, 1.0)
   optimizer:set_lr(rate(step))
   optimizer:step()
   optimizer:zero_grad()
-  return { loss = loss:item(), lm_loss = lm_loss:item(), grad_norm = norm:item(), lr = rate(step),
-    aux_loss = (one.metrics.aux_loss + two.metrics.aux_loss):item() / 2,
-    z_loss = (one.metrics.z_loss + two.metrics.z_loss):item() / 2 }
-end
-
-local function balance()
-  local line = mc.train.moe_metrics { one.metrics.counts, two.metrics.counts }
-  local router = mc.train.router_metrics(mc.cat { one.metrics.scores, two.metrics.scores })
-  for name, value in pairs(router) do line[name] = value end
-  line["moe/load"] = { one.metrics.counts:totable(), two.metrics.counts:totable() }
-  return line
+  return { loss = loss:item(), lm_loss = lm_loss:item(), grad_norm = norm:item(), lr = rate(step) }
 end
 
 local log = mc.train.Logger { path = cli.run .. "/log.jsonl", resume = cli.resume, config = config }
 local tokens = config.batch * CONTEXT -- in a step
 local bar = mc.train.Progress { total = config.steps, start = step, scale = tokens, rate_unit = "tokens" }
 local last = cli.stop_at == "half" and math.floor(config.steps / 2) or cli.stop_at or config.steps
-while step < last do
+while step < math.min(last, config.steps) do
   step = step + 1
   local began = system.monotime()
   local line = mc.scope(train_step) -- frees what the step made
   line.step, line.tokens, line.tokens_per_s = step, step * tokens, tokens / (system.monotime() - began)
   log:log("step", line)
-  if step % 50 == 0 then
-    local moe = mc.scope(balance)
-    moe.step, moe.tokens = step, step * tokens
-    log:log("moe", moe)
-  end
   bar:update(step, ("loss %.3f"):format(line.lm_loss))
+  if step % 50 == 0 then
+    line = mc.train.moe_metrics(model)
+    line.step, line.tokens = step, step * tokens
+    log:log("moe", line)
+  end
 end
 bar:finish()
 
--- A checkpoint, whole or not at all; then the name of the latest one.
-local name = ("step_%d.h5"):format(step)
-mc.save(folder .. name, { model = model:state_dict(), optimizer = optimizer:state_dict(), data = batches:state_dict(),
-  rng = mc.get_rng_state(), step = step, config = config })
-local file = assert(io.open(latest .. ".new", "w"))
-file:write(name, "\n")
-file:close()
-assert(os.rename(latest .. ".new", latest))
-log:log("ckpt", { step = step, path = folder .. name })
-print(("saved %s%s"):format(folder, name))
-if step < config.steps then os.exit(0) end
+local saved = checkpoints:save(step, { model = model:state_dict(), optimizer = optimizer:state_dict(),
+  data = batches:state_dict(), rng = mc.get_rng_state(), step = step, config = config })
+log:log("ckpt", { step = step, path = saved })
+print("saved " .. saved)
+if step < config.steps then return end
 
 -- How good it is: bits per byte over the whole validation text.
 model:eval()
 local nats, bytes = 0, 0
-local function loss_of(x, y) return F.cross_entropy(model(x), y, { reduction = "sum" }):item() end
+bar = mc.train.Progress { total = validation:numel() - 1, unit = "validation bytes", rate_unit = "bytes" }
 for x, y in mc.data.windows_in_order(validation, CONTEXT, 32) do
-  nats, bytes = nats + mc.no_grad(mc.scope, loss_of, x, y), bytes + y:numel()
+  nats = nats + mc.no_grad(mc.scope, function() return F.cross_entropy(model(x), y, { reduction = "sum" }):item() end)
+  bytes = bytes + y:numel()
+  bar:update(bytes)
 end
+bar:finish()
 local bpb = nats / math.log(2) / bytes
 log:log("eval", { step = step, val_bpb = bpb, bytes = bytes })
 
@@ -160,6 +143,4 @@ local function next_byte()
 end
 for _ = 1, 300 do text[#text + 1] = mc.no_grad(mc.scope, next_byte) end
 print(("\n%s\n\n%.4f bits per byte over the last 10 %% of the text"):format(string.char(unpack(text)), bpb))
-print(("log: %s/log.jsonl   checkpoint: %s%s"):format(cli.run, folder, name))
 log:log("end", { step = step })
-log:close()

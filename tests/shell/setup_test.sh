@@ -29,7 +29,14 @@ exit $status
 END
 stand_in apt-get <<'END'
 echo "$*" >>"$here/apt"
+[ ! -f "$here/hanging" ] || { echo $$ >"$here/hanging"; exec sleep 60; }
 [ ! -f "$here/broken" ] || { echo "E: the mirror is gone" >&2; exit 100; }
+END
+stand_in dpkg <<'END'
+case $1 in
+    --audit) [ ! -f "$here/interrupted" ] || echo "packages are in a mess" ;;
+    *) echo "dpkg $*" >>"$here/apt" ;;
+esac
 END
 stand_in apt-cache <<'END'
 ! grep -qx -- "$2" "$here/unknown"
@@ -37,8 +44,8 @@ END
 stand_in id <<'END'
 cat "$here/uid"
 END
-for tool in bash sh env dirname mktemp awk grep sed cat rm mkdir tail printf; do
-    ln -s "$(command -v "$tool")" "$here/bin/$tool"
+for tool in bash sh env dirname mktemp awk grep sed cat rm mkdir tail printf sleep true; do
+    ln -s "$(type -P "$tool")" "$here/bin/$tool"
 done
 
 world() { # LACKING UNKNOWN UID; the lists are words
@@ -47,6 +54,7 @@ world() { # LACKING UNKNOWN UID; the lists are words
     echo "$3" >"$here/uid"
     rm -f "$here/apt" "$here/broken" "$here/bin/sudo"
 }
+install="-o DPkg::Lock::Timeout=300 install --yes --no-install-recommends"
 setup() { PATH=$here/bin bash "$repository/scripts/setup.sh" "$@" 2>&1; }
 
 # Everything is there: silence, and apt-get is not called.
@@ -57,7 +65,7 @@ equal "$(setup --test)" ""
 # What is missing is named and installed; test packages only with --test.
 world "luajit lua-busted" "" 0
 contains "$(setup)" "installing luajit"
-equal "$(tail -n 1 "$here/apt")" "install --yes --no-install-recommends luajit"
+equal "$(tail -n 1 "$here/apt")" "$install luajit"
 contains "$(setup --test)" "installing luajit lua-busted"
 
 # Not root: through sudo.
@@ -67,8 +75,15 @@ echo sudo >>"$here/apt"
 exec "$@"
 END
 setup >/dev/null
-equal "$(sed -n 3p "$here/apt")" sudo
-equal "$(tail -n 1 "$here/apt")" "install --yes --no-install-recommends cmake"
+equal "$(tail -n 2 "$here/apt")" "sudo
+$install cmake"
+
+# sudo refuses: the command to give to someone with more rights.
+stand_in sudo <<'END'
+exit 1
+END
+if text=$(setup); then fail "it went on without rights"; fi
+contains "$text" "sudo refused; as root, run: apt-get install cmake"
 
 # Neither root nor sudo: one line with the command, and status 1.
 world "cmake ninja-build" "" 1000
@@ -78,7 +93,38 @@ equal "$text" "setup.sh: neither root nor sudo; as root, run: apt-get install cm
 # An optional package that the release does not have is no reason to stop.
 world "libdnnl-dev cmake" "libdnnl-dev" 0
 contains "$(setup)" "this release has no libdnnl-dev"
-equal "$(tail -n 1 "$here/apt")" "install --yes --no-install-recommends cmake"
+equal "$(tail -n 1 "$here/apt")" "$install cmake"
+
+# OpenBLAS takes oneDNN's place where the release has none; then nothing is left to install, also without a net.
+world "libdnnl-dev libopenblas-dev" "libdnnl-dev" 0
+setup >/dev/null
+equal "$(tail -n 1 "$here/apt")" "$install libopenblas-dev"
+world "libdnnl-dev" "libdnnl-dev" 0
+touch "$here/broken"
+equal "$(setup)" ""
+
+# An interrupted dpkg is finished first.
+world "cmake" "" 0
+touch "$here/interrupted"
+setup >/dev/null
+equal "$(head -n 1 "$here/apt")" "dpkg --configure -a"
+equal "$(tail -n 1 "$here/apt")" "$install cmake"
+rm "$here/interrupted"
+
+# A signal to the script ends what it started, too.
+world "cmake" "" 0
+touch "$here/hanging"
+mkdir "$here/tmp"
+TMPDIR=$here/tmp PATH=$here/bin bash "$repository/scripts/setup.sh" >/dev/null 2>&1 &
+script=$!
+until [ -s "$here/hanging" ]; do sleep 0.1; done
+kill -TERM $script
+status=0
+wait $script || status=$?
+equal $status 143
+if kill -0 "$(cat "$here/hanging")" 2>/dev/null; then fail "apt-get goes on after its caller was ended"; fi
+equal "$(ls "$here/tmp")" ""
+rm "$here/hanging"
 
 # apt-get's failure: its own words, and status 1.
 world "cmake" "" 0

@@ -74,15 +74,21 @@ static void test_views(void) {
     mc_tensor *t = counting(24, 0), *v = mc_tensor_new(), *w = mc_tensor_new(),
               *x = mc_tensor_new();
     int64_t shape[3] = {2, -1, 4}, axes[3] = {2, 0, 1}, bad_axes[3] = {0, 0, 1}, flat[1] = {-1};
+    CHECK_OK(mc_alias(v, t));
+    CHECK(mc_tensor_sharing(t) == 0 && mc_tensor_sharing(v) == 0);
+    mc_tensor_release(v);
     CHECK_OK(mc_view(v, t, 3, shape));
     CHECK(mc_tensor_shape(v)[1] == 3 && mc_tensor_storage_refs(t) == 2);
+    CHECK(mc_tensor_sharing(t) == MC_HAS_VIEWS && mc_tensor_sharing(v) == MC_IS_VIEW);
     CHECK_OK(mc_permute(w, v, 3, axes)); /* [4, 2, 3] */
     CHECK(at(w, 0) == 0 && at(w, 1) == 4 && at(w, 3) == 12 && at(w, 6) == 1);
     CHECK_STATUS(mc_view(x, w, 1, flat), MC_EINVAL, "cannot be seen as [-1] without a copy");
     CHECK_STATUS(mc_permute(x, v, 3, bad_axes), MC_EINVAL, "do not name each of the 3 axes once");
     CHECK_OK(mc_narrow(x, v, 1, 1, 2));
     CHECK(at(x, 0) == 4 && at(x, 8) == 16);
+    CHECK(mc_tensor_sharing(v) == (MC_IS_VIEW | MC_HAS_VIEWS));
     mc_tensor_release(x);
+    CHECK(mc_tensor_sharing(x) == 0);
     CHECK_STATUS(mc_narrow(x, v, 1, 2, 2), MC_EINVAL,
                  "2 positions from 2 (0-based) on axis 1 of size 3");
     CHECK_STATUS(mc_narrow(x, v, 1, INT64_MAX, 1), MC_EINVAL, "narrow:");

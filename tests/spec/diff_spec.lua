@@ -303,7 +303,7 @@ describe("statistics of a file", function()
   after_each(function() os.remove(path) end)
 
   local function stats(t)
-    path = os.tmpname()
+    path = path or os.tmpname()
     mc.save(path, { t = t })
     return mc.checkpoint.inspect(path, { stats = true }).tensors[1].stats
   end

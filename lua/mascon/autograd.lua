@@ -24,10 +24,6 @@ local COLLECT_MIN = 64 * 2 ^ 20 -- live bytes above which backward first collect
 local stats = C.mc_memory_stats()
 
 local seq = 0
-function M.next_seq()
-  seq = seq + 1
-  return seq
-end
 
 --- The edge of an input.
 function M.edge(t)

@@ -136,6 +136,17 @@ local function define_binary(name, spec)
   return fn, pair, scalar
 end
 
+-- maximum ("gt") and minimum ("lt"): the winner takes the gradient; equal operands get half each, as in PyTorch.
+local function extreme(wins)
+  local function share(a, b, g) return a[wins](a, b):to(g.dtype) + a:eq(b):to(g.dtype) * 0.5 end
+  return {
+    save = "ab",
+    scalar_saves = true,
+    backward = function(node, g) return g * share(node.a, node.b, g), g * share(node.b, node.a, g) end,
+    scalar = function(node, g) return g * share(node.a, node.s, g) end,
+  }
+end
+
 local arithmetic = {
   add = {
     backward = function(_, g) return g, g end,
@@ -182,29 +193,8 @@ local arithmetic = {
       return g * node.a:pow(node.s - 1) * node.s
     end,
   },
-  -- where the operands are equal each gets half, as in PyTorch
-  maximum = {
-    save = "ab",
-    scalar_saves = true,
-    backward = function(node, g)
-      local half = node.a:eq(node.b):to(g.dtype) * 0.5
-      return g * (node.a:gt(node.b):to(g.dtype) + half), g * (node.b:gt(node.a):to(g.dtype) + half)
-    end,
-    scalar = function(node, g)
-      return g * (node.a:gt(node.s):to(g.dtype) + node.a:eq(node.s):to(g.dtype) * 0.5)
-    end,
-  },
-  minimum = {
-    save = "ab",
-    scalar_saves = true,
-    backward = function(node, g)
-      local half = node.a:eq(node.b):to(g.dtype) * 0.5
-      return g * (node.a:lt(node.b):to(g.dtype) + half), g * (node.b:lt(node.a):to(g.dtype) + half)
-    end,
-    scalar = function(node, g)
-      return g * (node.a:lt(node.s):to(g.dtype) + node.a:eq(node.s):to(g.dtype) * 0.5)
-    end,
-  },
+  maximum = extreme "gt",
+  minimum = extreme "lt",
 }
 
 local pairs_of, scalars_of = {}, {}

@@ -308,6 +308,14 @@ describe("statistics of a file", function()
     return mc.checkpoint.inspect(path, { stats = true }).tensors[1].stats
   end
 
+  it("and its tree are what print shows of a report", function()
+    stats(mc.tensor { 0, 1 })
+    local shown, verified = tostring(mc.checkpoint.inspect(path)), tostring(mc.checkpoint.verify(path))
+    assert.is_truthy(shown:find("mascon checkpoint, format 1", 1, true), shown)
+    assert.is_truthy(shown:find("float32[2]", 1, true), shown)
+    assert.equal(path .. ": ok, 1 dataset checked\n", verified)
+  end)
+
   it("are those of the finite values, with the others counted", function()
     local s = stats(mc.tensor { 0, 1, 2, 3, 0 / 0, 1 / 0, -1 / 0, -0 })
     assert.same({ count = 8, min = 0, max = 3, mean = 1.2, std = math.sqrt(1.36), zeros = 2, nan = 1, inf = 2 }, s)

@@ -1,6 +1,7 @@
 --- Looking into checkpoint files: what is in one, and whether its bytes are those that were written.
 local args = require "mascon.args"
 local duplicates = require "mascon.checkpoint.duplicates"
+local describe = require "mascon.checkpoint.describe"
 local format = require "mascon.checkpoint.format"
 local load = require "mascon.checkpoint.load"
 local names = require "mascon.checkpoint.plan_names"
@@ -74,9 +75,9 @@ function M.inspect(path, opts)
     end
     if opts.stats then add_stats(file, tensors, bytes, opts.progress) end
     for _, item in ipairs(tensors) do item.entry = nil end
-    return { ok = true, path = path, format = own and format.FORMAT or "hdf5",
+    return setmetatable({ ok = true, path = path, format = own and format.FORMAT or "hdf5",
       format_version = own and attrs.format_version or nil, mascon_version = own and attrs.mascon_version or nil,
-      bytes = bytes, tensors = tensors, values = values }
+      bytes = bytes, tensors = tensors, values = values }, { __tostring = describe.text })
   end)
 end
 
@@ -118,7 +119,7 @@ function M.verify(path, opts)
     end
     report.duplicates = duplicates.find(file, function(fn) each_leaf(tree, "", fn) end)
     report.ok = #report.damaged == 0
-    return report
+    return setmetatable(report, { __tostring = describe.verified })
   end)
 end
 

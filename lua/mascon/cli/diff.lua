@@ -1,6 +1,7 @@
 -- mascon diff: what is different between two checkpoints, whatever layouts they have.
 
 local files = require("mascon.cli.files")
+local words = require("mascon.checkpoint.words")
 local help = require("mascon.cli.help")
 
 local M = {summary = "Compare two checkpoints; one per-expert and one stacked layout of equal experts are equal."}
@@ -30,13 +31,13 @@ local function put(lines, text, ...) lines[#lines + 1] = text:format(...) end
 
 local function both(item)
   local parts = {}
-  if item.a ~= nil then parts[#parts + 1] = ("%s in A"):format(files.show_value(item.a)) end
-  if item.b ~= nil then parts[#parts + 1] = ("%s in B"):format(files.show_value(item.b)) end
+  if item.a ~= nil then parts[#parts + 1] = ("%s in A"):format(words.show_value(item.a)) end
+  if item.b ~= nil then parts[#parts + 1] = ("%s in B"):format(words.show_value(item.b)) end
   return item.message or table.concat(parts, ", ")
 end
 
 local function short(value, format)
-  if type(value) ~= "number" or value - value ~= 0 then return files.show_number(value) end
+  if type(value) ~= "number" or value - value ~= 0 then return words.show_number(value) end
   return (format or "%.6g"):format(value)
 end
 
@@ -45,7 +46,7 @@ local function difference(item)
   for axis, i in ipairs(item.first.index) do index[axis] = ("%.0f"):format(i) end
   local cosine = item.cosine and ", cosine " .. short(item.cosine) or ""
   return ("%s of %s elements, max abs %s, max rel %s%s, first at [%s]: %s in A, %s in B"):format(
-    files.thousands(item.count), files.thousands(item.of), short(item.max_abs), short(item.max_rel), cosine,
+    words.thousands(item.count), words.thousands(item.of), short(item.max_abs), short(item.max_rel), cosine,
     table.concat(index, ", "), short(item.first.a, "%.9g"), short(item.first.b, "%.9g"))
 end
 
@@ -69,8 +70,8 @@ local function text_of(report)
   for _, item in ipairs(report.layouts) do
     put(lines, "layout: %s: %s in A, %s in B", item.name, item.a, item.b)
   end
-  put(lines, "%s: %s and %s equal", report.ok and "equal" or "DIFFERENT", files.plural(report.equal, "tensor"),
-    files.plural(report.equal_values, "value"))
+  put(lines, "%s: %s and %s equal", report.ok and "equal" or "DIFFERENT", words.plural(report.equal, "tensor"),
+    words.plural(report.equal_values, "value"))
   return table.concat(lines, "\n") .. "\n"
 end
 

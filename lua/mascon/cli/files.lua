@@ -1,6 +1,6 @@
 -- What the commands that read checkpoint files share: exit statuses, JSON, sizes as people read them, progress.
 
-local names = require("mascon.checkpoint.plan_names")
+local words = require("mascon.checkpoint.words")
 
 local M = {}
 
@@ -37,24 +37,6 @@ end
 
 local as_is = {__tojson = function(self) return self[1] end}
 
--- The shortest text that reads back as the number.
-local function number_text(value)
-  if value == math.floor(value) and math.abs(value) < 2 ^ 53 then return ("%.0f"):format(value) end
-  for digits = 15, 17 do
-    local text = ("%." .. digits .. "g"):format(value)
-    if tonumber(text) == value then return text end
-  end
-end
-M.number_text = number_text
-
---- A number (or int64) as text; "nan", "inf" and "-inf" on every system.
-function M.show_number(value)
-  if type(value) ~= "number" then return (tostring(value):gsub("[UL]+$", "")) end
-  if value ~= value then return "nan" end
-  if value == math.huge or value == -math.huge then return value > 0 and "inf" or "-inf" end
-  return number_text(value)
-end
-
 -- Bytes that are no UTF-8 have no place in JSON; each becomes the character of its number, as in Latin-1.
 local function utf8_text(text)
   local at, n = 1, #text
@@ -76,10 +58,10 @@ end
 local function prepare(value)
   local kind = type(value)
   if kind == "number" then
-    if value - value ~= 0 then return M.show_number(value) end -- JSON has no word for them
-    return setmetatable({number_text(value)}, as_is)
+    if value - value ~= 0 then return words.show_number(value) end -- JSON has no word for them
+    return setmetatable({words.number_text(value)}, as_is)
   elseif kind == "cdata" then
-    return M.show_number(value) -- beyond 2^53: readers would round a number
+    return words.show_number(value) -- beyond 2^53: readers would round a number
   elseif kind == "string" then
     return utf8_text(value)
   elseif kind == "table" then
@@ -95,28 +77,6 @@ end
 -- @tparam {string,...} order every key that may occur
 function M.json(report, order)
   return require("dkjson").encode(prepare(report), {indent = true, keyorder = order}) .. "\n"
-end
-
--- ---------------------------------------------------------------- words
-
-M.bytes = names.bytes
-
---- 1234567 as 1,234,567
-function M.thousands(n)
-  local text = ("%.0f"):format(n)
-  local more
-  repeat text, more = text:gsub("^(%d+)(%d%d%d)", "%1,%2") until more == 0
-  return text
-end
-
---- "1 tensor", "2 tensors"
-function M.plural(n, word) return ("%s %s%s"):format(M.thousands(n), word, n == 1 and "" or "s") end
-
---- Text of a value as it stands in a table: strings quoted, one line.
-function M.show_value(value)
-  if type(value) == "string" then return '"' .. names.show(value) .. '"' end
-  if type(value) == "boolean" then return tostring(value) end
-  return M.show_number(value)
 end
 
 -- ---------------------------------------------------------------- progress

@@ -4,7 +4,7 @@
 
 local files = require("mascon.cli.files")
 local help = require("mascon.cli.help")
-local names = require("mascon.checkpoint.plan_names")
+local describe = require("mascon.checkpoint.describe")
 
 local M = {summary = "Show what is in a checkpoint or any HDF5 file."}
 
@@ -33,44 +33,11 @@ function M.options(command)
     "Exit status: 0 shown, 2 a usage error, 3 not readable, 4 I/O.")
 end
 
--- ---------------------------------------------------------------- facts
+-- ---------------------------------------------------------------- what is shown
 
 -- A Lua pattern that finds a text with * and ? in it.
 local function pattern_of(text)
   return (text:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", "."))
-end
-
--- Whether a tensor is state rather than model: an optimizer's, or a generator's.
-local function is_optimizer(item)
-  return item.layer and item.layer.optimizer_state or item.name:find("^optimizer%.") ~= nil
-end
-
--- The file's own facts beside its tensors. A parameter is a floating element of what is no state; two names of one
--- tensor count once.
-local function facts_of(report)
-  local facts = {parameters = 0, optimizer = false, rng = false, layers = {}}
-  local counted, known = {}, {}
-  for _, item in ipairs(report.tensors) do
-    if is_optimizer(item) then
-      facts.optimizer = true
-    elseif item.name == "rng" then
-      facts.rng = true
-    elseif item.dtype and item.dtype:find("float", 1, true) and not counted[item.object] then
-      facts.parameters = facts.parameters + names.numel(item.shape)
-    end
-    counted[item.object] = true
-    local layer = item.layout and not known[item.layer] and item.layer
-    if layer then
-      known[layer] = true
-      local entry = {name = item.name:match("^(.*)%.[^.]*$") or ""}
-      for key, value in pairs(layer) do entry[key] = value end
-      table.insert(facts.layers, entry)
-    end
-  end
-  for _, item in ipairs(report.values) do
-    if item.name == "step" then facts.step = item.value end
-  end
-  return facts
 end
 
 -- Keeps what matches.
@@ -83,189 +50,6 @@ local function restrict(report, text)
     end
     report[key] = kept
   end
-end
-
--- ---------------------------------------------------------------- one line about tensors
-
-local function stats_text(list)
-  local known = {}
-  for _, item in ipairs(list) do known[#known + 1] = item.stats end
-  if #known == 0 then return "" end
-  local s = #known == 1 and known[1] or require("mascon.checkpoint.stats").merge(known)
-  local text = ""
-  if s.min then text = ("  min %.6g  max %.6g  mean %.6g  std %.6g"):format(s.min, s.max, s.mean, s.std) end
-  return ("%s  zeros %.0f  nan %.0f  inf %.0f"):format(text, s.zeros, s.nan, s.inf)
-end
-
-local function total_bytes(list)
-  local bytes = 0
-  for _, item in ipairs(list) do bytes = bytes + item.bytes end
-  return bytes
-end
-
--- Tensors of one shape and dtype: "8 x float32[256, 128]", and the rest.
-local function cells_of(list)
-  local item = list[1]
-  if item.problem then return "unreadable: " .. names.show(item.problem), "" end
-  local what = (#list > 1 and ("%d x "):format(#list) or "") .. item.dtype .. names.shape(item.shape)
-  local bytes, layout = names.bytes(total_bytes(list)), item.layout and "  " .. item.layout or ""
-  return what, ("%10s%s%s"):format(bytes, layout, stats_text(list))
-end
-
--- ---------------------------------------------------------------- the tree
-
-local function new_node(label) return {label = label, children = {}, by = {}} end
-
-local function child_of(node, label)
-  local child = node.by[label]
-  if not child then
-    child = new_node(label)
-    node.by[label] = child
-    table.insert(node.children, child)
-  end
-  return child
-end
-
--- The node of every part of every dotted name; tensors and values hang on the last parts.
-local function tree_of(report)
-  local root = new_node("")
-  for _, key in ipairs{"values", "tensors"} do
-    for _, item in ipairs(report[key]) do
-      local node = root
-      for part in (item.name .. "."):gmatch("(.-)%.") do node = child_of(node, part) end
-      node[key == "values" and "value" or "tensor"] = item
-    end
-  end
-  return root
-end
-
-local function items_below(node, tensors, values)
-  tensors[#tensors + 1] = node.tensor
-  values[#values + 1] = node.value
-  for _, child in ipairs(node.children) do items_below(child, tensors, values) end
-end
-
--- A whole subtree in one line.
-local function summary_of(node)
-  local tensors, values = {}, {}
-  items_below(node, tensors, values)
-  if #tensors == 0 then return files.plural(#values, "value"), "" end
-  return files.plural(#tensors, "tensor"), ("%10s"):format(names.bytes(total_bytes(tensors)))
-end
-
--- The children of a node, those that are members of one stem, shape and dtype taken together:
--- {label, tensors} or {label, node}.
-local function rows_of(node)
-  local rows, by_kind = {}, {}
-  for _, child in ipairs(node.children) do
-    local item = child.tensor
-    local stem, index = names.split(child.label)
-    local row
-    if item and not child.value and #child.children == 0 and not item.problem and index and index ~= math.huge then
-      local kind = stem .. "\0" .. item.dtype .. names.shape(item.shape) .. tostring(item.layout)
-      row = by_kind[kind]
-      if row then
-        table.insert(row.tensors, item)
-        table.insert(row.labels, child.label)
-      else
-        row = {tensors = {item}, labels = {child.label}}
-        by_kind[kind] = row
-        rows[#rows + 1] = row
-      end
-    else
-      rows[#rows + 1] = {node = child, label = child.label}
-    end
-  end
-  for _, row in ipairs(rows) do
-    if row.labels then row.label = names.fold(row.labels)[1].text end
-  end
-  return rows
-end
-
-local function value_text(item)
-  if item.value == nil then return ("= a text of %s"):format(names.bytes(item.bytes)) end
-  return "= " .. files.show_value(item.value)
-end
-
--- Adds {label, what, rest} rows below a node. A group of one child shares its line.
-local function add_rows(lines, node, level, depth)
-  local indent = ("  "):rep(level)
-  for _, row in ipairs(rows_of(node)) do
-    local label, child, row_depth = row.label, row.node, level + 1
-    local only = child and not child.tensor and not child.value and rows_of(child) or {}
-    while child and #only == 1 and row_depth < depth do
-      label = label .. "." .. only[1].label
-      row, child, row_depth = only[1], only[1].node, row_depth + 1
-      only = child and not child.tensor and not child.value and rows_of(child) or {}
-    end
-    label = indent .. names.show(label)
-    if row.tensors then
-      lines[#lines + 1] = {label, cells_of(row.tensors)}
-    else
-      if child.value then lines[#lines + 1] = {label .. " " .. value_text(child.value)} end
-      if child.tensor then lines[#lines + 1] = {label, cells_of({child.tensor})} end
-      if #child.children > 0 then
-        if row_depth >= depth then
-          lines[#lines + 1] = {label, summary_of(child)}
-        else
-          if not child.tensor then lines[#lines + 1] = {label} end
-          add_rows(lines, child, level + 1, depth - (row_depth - level - 1))
-        end
-      end
-    end
-  end
-end
-
-local function aligned(lines)
-  local widths, texts = {0, 0}, {}
-  for _, line in ipairs(lines) do
-    for i = 1, 2 do
-      -- a rare long name must not push everything to the right
-      if line[3] and line[3] ~= "" and #line[i] <= 60 then widths[i] = math.max(widths[i], #line[i]) end
-    end
-  end
-  for i, line in ipairs(lines) do
-    local text = line[1]
-    if line[2] then
-      text = text .. (" "):rep(widths[1] - #text) .. "  " .. line[2] -- a negative number of times is none
-      if line[3] and line[3] ~= "" then text = text .. (" "):rep(widths[2] - #line[2]) .. "  " .. line[3] end
-    end
-    texts[i] = text .. "\n"
-  end
-  return table.concat(texts)
-end
-
--- ---------------------------------------------------------------- the whole
-
-local function layers_text(layers)
-  local order, count = {}, {}
-  for _, layer in ipairs(layers) do
-    if not layer.optimizer_state then
-      local text = ("%s of %s experts, weight %s%s"):format(layer.type, files.thousands(layer.num_gemms),
-        layer.weight_layout or "absent", layer.bias_layout and ", bias " .. layer.bias_layout or "")
-      if not count[text] then order[#order + 1] = text end
-      count[text] = (count[text] or 0) + 1
-    end
-  end
-  local lines = {}
-  for i, text in ipairs(order) do lines[i] = ("layers: %d x %s\n"):format(count[text], text) end
-  return table.concat(lines)
-end
-
-local function header(report, facts)
-  local kind = report.format == "mascon" and ("mascon checkpoint, format %d, written by %s"):format(
-    report.format_version, names.show(report.mascon_version)) or "HDF5"
-  return ("%s: %s\n%s, %s, %s\nstep: %s   optimizer: %s   rng: %s\n%s"):format(names.show(report.path), kind,
-    files.plural(#report.tensors, "tensor"), names.bytes(report.bytes), files.plural(facts.parameters, "parameter"),
-    facts.step and files.show_value(facts.step) or "none", facts.optimizer and "yes" or "no",
-    facts.rng and "yes" or "no", layers_text(facts.layers))
-end
-
-local function flat_text(report)
-  local lines = {}
-  for _, item in ipairs(report.tensors) do lines[#lines + 1] = {names.show(item.name), cells_of({item})} end
-  for _, item in ipairs(report.values) do lines[#lines + 1] = {names.show(item.name) .. " " .. value_text(item)} end
-  return aligned(lines)
 end
 
 local function json_report(report, facts)
@@ -289,18 +73,16 @@ function M.run(options)
   end)
   finish()
   if not report then return status end
-  local facts = facts_of(report)
-  local head = header(report, facts)
+  local facts = describe.facts(report)
+  local head = describe.header(report, facts)
   if options.match then restrict(report, options.match) end
   local text
   if options.json then
     text = files.json(json_report(report, facts), ORDER)
   elseif options.flat then
-    text = flat_text(report)
+    text = describe.flat(report)
   else
-    local lines = {}
-    add_rows(lines, tree_of(report), 0, options.depth or math.huge)
-    text = head .. (#lines > 0 and "\n" or "") .. aligned(lines)
+    text = head .. describe.tree(report, options.depth)
   end
   return files.answer("inspect", text, files.DONE)
 end

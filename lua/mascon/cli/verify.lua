@@ -1,6 +1,7 @@
 -- mascon verify: reads every byte of a checkpoint and compares it with the digests written at the save.
 
 local files = require("mascon.cli.files")
+local words = require("mascon.checkpoint.words")
 local help = require("mascon.cli.help")
 
 local M = {summary = "Check a checkpoint's bytes against its digests."}
@@ -17,7 +18,7 @@ end
 local function warn(report)
   if #report.unverified > 0 then
     io.stderr:write(("mascon verify: warning: %s without a digest, such as %s\n"):format(
-      files.plural(#report.unverified, "dataset"), report.unverified[1]))
+      words.plural(#report.unverified, "dataset"), report.unverified[1]))
   end
   local ranges = require("mascon.checkpoint.plan_names").ranges
   for _, found in ipairs(report.duplicates) do
@@ -37,16 +38,7 @@ function M.run(options)
   status = report.ok and files.DONE or files.NO
   warn(report)
   if options.json then return files.answer("verify", files.json(report, ORDER), status) end
-  local lines = {}
-  for i, found in ipairs(report.damaged) do lines[i] = ("damaged: %s: %s\n"):format(found.name, found.message) end
-  local verdict = not report.ok and "DAMAGED" or report.checked > 0 and "ok" or "nothing to check"
-  local others = ""
-  if #report.unverified > 0 then
-    others = (", %s without a digest"):format(files.plural(#report.unverified, "dataset"))
-  end
-  lines[#lines + 1] = ("%s: %s, %s checked%s\n"):format(report.path, verdict,
-    files.plural(report.checked, "dataset"), others)
-  return files.answer("verify", table.concat(lines), status)
+  return files.answer("verify", require("mascon.checkpoint.describe").verified(report), status)
 end
 
 return M

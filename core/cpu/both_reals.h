@@ -1,6 +1,6 @@
-/* both_reals.h: includes IN_BOTH_REALS, a file <name>_real.h, once for float32 and once for
- * float64: REAL, REAL_DTYPE   float and MC_FLOAT32, then double and MC_FLOAT64 R(f) f_f32, then
- * f_f64 No include guard on purpose.
+/* both_reals.h: includes IN_BOTH_REALS, a file <name>_real.h, twice. REAL is float, then double;
+ * REAL_DTYPE is MC_FLOAT32, then MC_FLOAT64; R(f) is f_f32, then f_f64. No include guard on
+ * purpose.
  */
 #define REAL float
 #define REAL_DTYPE MC_FLOAT32

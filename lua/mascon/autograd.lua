@@ -64,6 +64,11 @@ function M.record_many(outs, op, inputs)
   return node
 end
 
+--- What a node keeps of a tensor to make zeros like it later, without its memory: see M.zeros_of.
+function M.like(t)
+  return { shape = t:shape(), dtype = t.dtype, device = t.device }
+end
+
 --- A private handle on `t` for a node to keep; `node` remembers it and its version.
 function M.save(node, t)
   local alias = new()
@@ -393,7 +398,7 @@ function M.Function(spec)
       local node = M.record_many(outs, op, inputs)
       node.ctx, node.fn, node.n_out, node.shapes, node.wants = ctx, spec, #outs, {}, wants
       for i, out in ipairs(outs) do
-        node.shapes[i] = { shape = out:shape(), dtype = out.dtype, device = out.device }
+        node.shapes[i] = M.like(out)
       end
       for i = 1, ctx.to_save and ctx.to_save.n or 0 do
         M.save(node, ctx.to_save[i])

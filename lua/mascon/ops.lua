@@ -408,7 +408,7 @@ local function indexed(what, op, c_name, t, axis, index)
   if st ~= 0 then failed(st, c_name, out, t, a, index) end
   if tape.on and t.rg then
     local node = record(out, op, t)
-    node.like = { shape = t:shape(), dtype = t.dtype, device = t.device }
+    node.like = autograd.like(t)
     node.axis, node.index = a, save(node, index)
   end
   return out

@@ -3,7 +3,8 @@
 -- The base is the one leaf: it has the memory, the gradient, the optimizer's state. Members are cached views
 -- with a stable identity that forward grad and main_grad to slices of the base's. A layout is nothing
 -- but the names under which a module registers that memory ("single": weight; "per_expert": weight0 ...), so
--- changing it moves no byte. Only this file and checkpoint/plan.lua know that there are two.
+-- changing it moves no byte. The names of a layout come from here; which
+-- file fits which layout is decided in checkpoint/plan.lua alone.
 local lib = require "mascon.lib"
 local args = require "mascon.args"
 local memory = require "mascon.memory"

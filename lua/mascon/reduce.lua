@@ -174,7 +174,7 @@ function T.topk(t, k)
   if st ~= 0 then failed(st, "mc_topk", values, indices, t, k) end
   if tape.on and t.rg then
     local node = autograd.record_many({ values, false }, TOPK, { t })
-    node.like = { shape = t:shape(), dtype = t.dtype, device = t.device }
+    node.like = autograd.like(t)
     node.index = save(node, indices)
   end
   return values, indices

@@ -235,10 +235,6 @@ local function embed(node, g)
   return dx
 end
 
-local function token(t)
-  return { shape = t:shape(), dtype = t.dtype, device = t.device }
-end
-
 local SELECT = { name = "select", view = true, backward = embed }
 local function redo_select(dx, node) return dx:select(node.axis, node.first) end
 local NARROW = { name = "narrow", view = true, backward = embed }
@@ -256,7 +252,7 @@ function T.select(t, axis, i)
   check(C.mc_select(out.h, t.h, a, i - 1), t)
   if tape.on and t.rg then
     local node = record(out, SELECT, t)
-    node.like, node.axis, node.first, node.redo = token(t), a + 1, i, redo_select
+    node.like, node.axis, node.first, node.redo = autograd.like(t), a + 1, i, redo_select
   end
   return out
 end
@@ -274,7 +270,7 @@ function T.narrow(t, axis, first, n)
   check(C.mc_narrow(out.h, t.h, a, first - 1, n), t)
   if tape.on and t.rg then
     local node = record(out, NARROW, t)
-    node.like, node.axis, node.first, node.count, node.redo = token(t), a + 1, first, n, redo_narrow
+    node.like, node.axis, node.first, node.count, node.redo = autograd.like(t), a + 1, first, n, redo_narrow
   end
   return out
 end

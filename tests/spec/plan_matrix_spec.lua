@@ -3,31 +3,10 @@
 
 local plan = require("mascon.checkpoint.plan")
 
-local N, K = 3, 5
-
-local function packed(name, G, layout)
-  local want = { name = name, shape = { G, N, K }, dtype = "float32",
-    packed = { count = G, role = "weight", layout = layout or "single" } }
-  return want
-end
-
-local function bias_want(name, G, layout)
-  return { name = name, shape = { G, N }, dtype = "float32",
-    packed = { count = G, role = "bias", layout = layout or "single" } }
-end
-
-local function offer(name, shape)
-  local entry = { name = name, shape = shape, dtype = "float32" }
-  return entry
-end
-
-local function joined(...)
-  local all = {}
-  for _, list in ipairs { ... } do
-    for _, entry in ipairs(list) do all[#all + 1] = entry end
-  end
-  return all
-end
+local helper = require("plan_helper")
+local N, K = helper.N, helper.K
+local packed, bias_want, offer = helper.packed, helper.bias_want, helper.offer
+local joined, shuffled = helper.joined, helper.shuffled
 
 local function numel(shape)
   local n = 1
@@ -88,16 +67,6 @@ local function check_values(got, tensor, count, per)
   end
   for _ in pairs(got) do n = n - 1 end
   assert.are.equal(0, n)
-end
-
-local function shuffled(list, seed)
-  local result = { unpack(list) }
-  for i = #result, 2, -1 do
-    seed = (seed * 1103515245 + 12345) % 2147483648
-    local j = seed % i + 1
-    result[i], result[j] = result[j], result[i]
-  end
-  return result
 end
 
 local LAYOUTS, BIASES = { "single", "per_expert" }, { "none", "single", "per_expert" }

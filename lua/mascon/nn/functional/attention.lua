@@ -125,7 +125,7 @@ function M.split(x, sizes, axis)
   end
   if tape.on and x.rg then
     local node = autograd.record_many(parts, SPLIT, { x })
-    node.like = { shape = x:shape(), dtype = x.dtype, device = x.device }
+    node.like = autograd.like(x)
     node.sizes, node.axis = sizes, a
   end
   return unpack(parts)

@@ -438,34 +438,86 @@ mc_status mc_grouped_linear_bias_grad(mc_tensor *db, const mc_tensor *dy, const 
 /* offsets int64 [G + 1]: 0, then the running sum of first_dims. */
 mc_status mc_grouped_offsets(mc_tensor *offsets, const mc_tensor *first_dims);
 
-/* -- HDF5 files (io/) -------------------------------------------------------------------------- */
-/* Paths are absolute ("/a/b"); groups on the way are made. Tensors are borrowed until commit or
- * discard. */
+/* -- HDF5 files: writing (io/commit.c) ----------------------------------------------------------
+ */
+/* Paths are absolute ("/a/b"); groups on the way are made. Tensors and files that are handed in are
+ * borrowed until the writer is gone, unless a call says that it writes at once. Any call may fail;
+ * then commit fails with that first failure. Nothing is visible at the file's path before commit.
+ */
 
 typedef struct mc_h5_writer mc_h5_writer;
-mc_status mc_h5_create(mc_h5_writer **out,
-                       const char *path); /* writes to a temporary file beside it */
+/* A new file for `path` (a symbolic link: for what it points at): written under a temporary name in
+ * the same folder, which leftovers of dead writers of this path are removed from first. */
+mc_status mc_h5_create(mc_h5_writer **out, const char *path);
+/* The same under the lasting name "<path>.partial", with the finished datasets noted in
+ * "<path>.journal". A later writer with an equal `key`, which is given the same calls, goes on
+ * where that one was killed: commit takes over what is noted after checking its digest. Another key
+ * starts afresh. Fails while another process writes there. */
+mc_status mc_h5_create_resumable(mc_h5_writer **out, const char *path, const char *key);
 mc_status mc_h5_group(mc_h5_writer *w, const char *path);
-mc_status mc_h5_tensor(mc_h5_writer *w, const char *path,
-                       const mc_tensor *t); /* contiguous, any device */
-mc_status mc_h5_bytes(mc_h5_writer *w, const char *path, const void *data,
-                      int64_t n); /* uint8 [n], copied */
-mc_status mc_h5_link(mc_h5_writer *w, const char *path,
-                     const char *target); /* second hard link on a tensor */
+/* A dataset with the tensor's bytes: contiguous, any device. */
+mc_status mc_h5_tensor(mc_h5_writer *w, const char *path, const mc_tensor *t);
+/* uint8 [n], copied. */
+mc_status mc_h5_bytes(mc_h5_writer *w, const char *path, const void *data, int64_t n);
+/* A dataset whose bytes come in parts, in order, by the two calls below; *index names it there. All
+ * of them must have come at commit. */
+mc_status mc_h5_dataset(mc_h5_writer *w, const char *path, int dtype, int ndim,
+                        const int64_t *shape, int64_t *index);
+/* The next elements of dataset `index`: those of contiguous t of its dtype, written at once. */
+mc_status mc_h5_part(mc_h5_writer *w, int64_t index, const mc_tensor *t);
+/* The next n elements of dataset `index`: elements [first, first + n) of entry `entry` of an open
+ * file, same dtype; copied at commit, by bounded memory. Where they are a whole dataset of that
+ * file with a digest, commit fails if they do not match it. */
+typedef struct mc_h5_file mc_h5_file;
+mc_status mc_h5_part_file(mc_h5_writer *w, int64_t index, mc_h5_file *f, int64_t entry,
+                          int64_t first, int64_t n);
+/* A second hard link on a dataset. */
+mc_status mc_h5_link(mc_h5_writer *w, const char *path, const char *target);
+/* Virtual datasets over datasets that were made before: [n, ...] of n sources of one dtype and
+ * shape, and source[position] (0-based along its first axis). */
+mc_status mc_h5_view_stack(mc_h5_writer *w, const char *path, int64_t n,
+                           const char *const *sources);
+mc_status mc_h5_view_select(mc_h5_writer *w, const char *path, const char *source,
+                            int64_t position);
 mc_status mc_h5_attr_int(mc_h5_writer *w, const char *path, const char *name, int64_t value);
 mc_status mc_h5_attr_double(mc_h5_writer *w, const char *path, const char *name, double value);
 mc_status mc_h5_attr_bool(mc_h5_writer *w, const char *path, const char *name, int value);
 mc_status mc_h5_attr_string(mc_h5_writer *w, const char *path, const char *name, const char *value,
                             int64_t n);
-mc_status mc_h5_commit(
-    mc_h5_writer *w); /* bytes, digests, close, fsync, rename, fsync of the folder; frees w */
-void mc_h5_discard(mc_h5_writer *w); /* removes the temporary file; frees w; NULL is fine */
+/* For commit: after the sync and before the file gets its name, reads everything back and compares
+ * digests, then lists the file as mc_h5_open does and compares that. */
+mc_status mc_h5_check_written(mc_h5_writer *w);
+/* For commit, once the file has its name, in this order: the file `pointer` is replaced, as
+ * durably, by one that holds `text`; each of the files is removed (one that is not there is fine).
+ */
+mc_status mc_h5_then_point(mc_h5_writer *w, const char *pointer, const char *text);
+mc_status mc_h5_then_remove(mc_h5_writer *w, const char *path);
+/* Bytes, digests, structure, fsync, rename, fsync of the folder; frees w, whatever happens. */
+mc_status mc_h5_commit(mc_h5_writer *w);
+/* The same on a thread of its own. snapshot: the tensors are copied first, so that they may change
+ * and be freed once this returns; without it they must be left alone until wait. On failure w is
+ * freed and nothing runs. */
+mc_status mc_h5_commit_start(mc_h5_writer *w, int snapshot);
+/* 1 when the thread is through, 0 before; bytes done and to do. Either pointer may be NULL. */
+int mc_h5_commit_poll(mc_h5_writer *w, int64_t *done, int64_t *total);
+/* Waits for the thread, gives commit's result and frees w. */
+mc_status mc_h5_commit_wait(mc_h5_writer *w);
+/* Removes what was written (a resumable file is kept); frees w; NULL is fine. Not after start. */
+void mc_h5_discard(mc_h5_writer *w);
+/* Removes what dead writers of `path` left beside it; *removed is their number. Partial files of
+ * resumable writers stay. */
+mc_status mc_h5_sweep(const char *path, int64_t *removed);
 
-enum { MC_H5_GROUP = 0, MC_H5_DATASET = 1 };
+/* -- HDF5 files: reading (io/file.c) ------------------------------------------------------------
+ */
+/* Files are untrusted: a helper program reads their structure, under limits. */
+
+enum { MC_H5_GROUP = 0, MC_H5_DATASET = 1, MC_H5_VIEW = 2 };
 enum { MC_H5_INT = 0, MC_H5_DOUBLE = 1, MC_H5_BOOL = 2, MC_H5_STRING = 3 };
 typedef struct mc_h5_entry {
     const char *path; /* "/a/b", "/" for the root; valid until mc_h5_close, as all pointers here */
-    int32_t kind;     /* MC_H5_GROUP or MC_H5_DATASET */
+    int32_t kind;     /* MC_H5_GROUP, MC_H5_DATASET, or MC_H5_VIEW: a virtual dataset over datasets
+                         of this file, never read through */
     int32_t dtype;    /* datasets: an MC_ dtype, -1 when it has no counterpart (see problem) */
     int32_t ndim;
     int32_t n_attrs;
@@ -473,9 +525,10 @@ typedef struct mc_h5_entry {
     int64_t offset; /* of the first byte in the file; -1: no plain extent (empty, or see decode) */
     int64_t bytes;
     int64_t object; /* equal for two links to one dataset */
-    int32_t decode; /* 1: chunked, compressed or big-endian: mc_h5_read goes through the decoder */
-    int32_t first_attr;  /* attributes first_attr .. first_attr + n_attrs - 1 */
-    const char *problem; /* NULL, or why this dataset cannot be read */
+    int32_t decode; /* 1: chunked, compressed or big-endian: mc_h5_read goes through the helper */
+    int32_t first_attr; /* attributes first_attr .. first_attr + n_attrs - 1 */
+    const char
+        *problem; /* NULL, or why this dataset cannot be read, or what is wrong with a view */
 } mc_h5_entry;
 typedef struct mc_h5_attr {
     const char *name;
@@ -485,10 +538,19 @@ typedef struct mc_h5_attr {
     double d;
     const char *s;
 } mc_h5_attr;
-typedef struct mc_h5_file mc_h5_file;
-mc_status mc_h5_open(mc_h5_file **out,
-                     const char *path); /* scans the tree into a flat table; no payload */
-void mc_h5_close(mc_h5_file *f);        /* NULL is fine */
+typedef struct mc_h5_open_options {
+    uint32_t size;        /* sizeof(mc_h5_open_options) */
+    int32_t prefetch;     /* 1: begins to read the file into the page cache while it is listed */
+    int64_t decode_limit; /* bytes that all datasets which need decoding may have together; 0: 16
+                             times the file's size and 64 MiB */
+    double seconds;       /* that the helper may take to list the file; 0: 120 */
+} mc_h5_open_options;
+/* Lists the tree as one flat table; no payload is read. opts: NULL for the defaults. */
+mc_status mc_h5_open(mc_h5_file **out, const char *path, const mc_h5_open_options *opts);
+void mc_h5_close(mc_h5_file *f); /* NULL is fine */
+/* 1 for the dialect that mascon writes (superblock 3 and the root attribute format = "mascon"),
+ * which is held to its rules; 0 for any other HDF5 file. */
+int mc_h5_is_own(const mc_h5_file *f);
 int64_t mc_h5_count(const mc_h5_file *f);
 const mc_h5_entry *mc_h5_get(const mc_h5_file *f, int64_t i);
 const mc_h5_attr *mc_h5_get_attr(const mc_h5_file *f, int64_t i);

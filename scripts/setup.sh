@@ -14,8 +14,8 @@ needed=(
     libhdf5-dev libxxhash-dev
     bible-kjv
 )
-# A release that does not have these is no reason to stop: without oneDNN OpenBLAS serves, and one release of
-# clang-format decides, so that with another the style's test is skipped.
+# A release that does not have these is no reason to stop: without oneDNN OpenBLAS serves; one release of clang-format
+# decides, so that with another the style's test is skipped; so are the fuzzers without clang's libFuzzer.
 optional=(libdnnl-dev)
 for_tests=(lua-busted lua-check hdf5-tools libopenblas-dev python3-h5py python3-numpy)
 
@@ -25,7 +25,7 @@ case "${1-}" in
     '') ;;
     --test)
         needed+=("${for_tests[@]}")
-        optional+=(clang-format-14)
+        optional+=(clang-format-14 clang libclang-rt-dev)
         ;;
     -h | --help) usage; exit 0 ;;
     *) printf 'setup.sh: unknown option %s; wanted --test or nothing\n' "$1" >&2; exit 2 ;;

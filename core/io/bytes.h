@@ -1,11 +1,12 @@
-/* bytes.h: bulk bytes between memory and offsets of a file, past libhdf5.
+/* bytes.h: bulk bytes between memory and offsets of files, past libhdf5.
  *
- * Nothing here sets the thread's message but the two tensor calls: worker threads have messages of
- * their own, so the plain calls return 0, an errno, or MCI_IO_EOF.
+ * Nothing here sets the thread's message unless it says so: worker threads have messages of their
+ * own, so the plain calls return 0, an errno, or MCI_IO_EOF.
  */
 #ifndef MCI_BYTES_H
 #define MCI_BYTES_H
 
+#include <signal.h>
 #include <stdint.h>
 
 #include "digest.h"
@@ -13,6 +14,10 @@
 
 enum { MCI_IO_EOF = -1 }; /* the file ends before the bytes do */
 
+/* Between the two a write past `ulimit -f` is an error of the calling thread, not the end of the
+ * process: SIGXFSZ is held back. */
+void mci_hold_signal(sigset_t *before);
+void mci_release_signal(const sigset_t *before);
 /* n bytes, complete or not at all as far as the caller can tell. */
 int mci_pwrite(int fd, const void *src, int64_t n, int64_t offset);
 int mci_pread(int fd, void *dst, int64_t n, int64_t offset);
@@ -23,23 +28,63 @@ int mci_pread_threads(int fd, void *dst, int64_t n, int64_t offset);
 int mci_claim(int fd, int64_t n);
 /* Digest of n bytes of the file at offset; text[33]. */
 int mci_digest_file(int fd, int64_t n, int64_t offset, char *text);
-
-/* What one dataset's bytes are and where they go: a contiguous tensor of any device, or host
- * memory. */
-typedef struct mci_write_job {
-    const mc_tensor *tensor; /* or NULL: `host` */
-    const void *host;
-    int64_t bytes, offset;
-    char digest[MCI_DIGEST_TEXT]; /* set by mci_write_jobs */
-    int error;                    /* 0, or the errno that stopped it */
-} mci_write_job;
-
-/* Writes and hashes all jobs, host memory by several threads. The first failure stops the rest and
- * *failed is its job. MC_EIO leaves the message to the caller (jobs[*failed].error says why); any
- * other failure has set it. */
-mc_status mci_write_jobs(int fd, mci_write_job *jobs, int64_t n, int64_t *failed);
-
 /* strerror of an I/O result into text (size bytes); returns text. */
 const char *mci_io_reason(int error, char *text, int64_t size);
+
+/* Where bytes to be written come from: host memory, a contiguous tensor of any device, or an entry
+ * of an open file. */
+typedef struct mci_source {
+    const void *host;        /* or NULL */
+    const mc_tensor *tensor; /* or NULL */
+    mc_h5_file *file;        /* or NULL: then `entry` of it */
+    int64_t entry;
+    int64_t first, bytes; /* the stretch of the source, in bytes */
+    const char *digest;   /* that the stretch must have (32 digits), or NULL */
+} mci_source;
+
+/* What one dataset's bytes are and where they go. */
+typedef struct mci_write_job {
+    const mci_source *sources; /* in order; their bytes add up to `bytes` */
+    int64_t n_sources;
+    int64_t bytes, offset;
+    int done;                     /* 1: bytes and digest are there already */
+    char digest[MCI_DIGEST_TEXT]; /* of all bytes; set by mci_write_jobs unless done */
+} mci_write_job;
+
+/* One run of mci_write_jobs as others see it; zeroed by its owner. */
+typedef struct mci_pump {
+    int64_t done; /* bytes so far, done jobs included; written atomically */
+    /* After a job's last byte was written, from any thread but one at a time, in any order; 0 or
+     * an errno. NULL: nobody asks. */
+    int (*on_job)(void *data, int64_t job);
+    void *data;
+    /* After a failure: */
+    int64_t failed;     /* the job */
+    int error;          /* errno, 0 when `message` is complete in itself */
+    char message[1024]; /* what failed */
+} mci_pump;
+
+/* Writes and hashes all jobs into fd by several threads, past the page cache where `path` (the
+ * file that fd has open) allows it. Memory used beside the sources stays under 32 MiB. The first
+ * failure stops the rest: MC_EIO (or what the source's read gave), described in *pump; the thread's
+ * message is not set. */
+mc_status mci_write_jobs(int fd, const char *path, mci_write_job *jobs, int64_t n, mci_pump *pump);
+
+/* Threads of the next runs, for tests and benchmarks; 0: chosen by size and machine. */
+extern int mci_io_threads;
+
+/* Reads all jobs' extents back from the disk, not from the page cache where that can be asked for,
+ * and compares digests. As mci_write_jobs in its results; pump->done counts. */
+mc_status mci_check_jobs(int fd, const mci_write_job *jobs, int64_t n, mci_pump *pump);
+
+/* Copies all sources that are tensors or host memory into one block, which the jobs' sources then
+ * name as host memory, at multiples of 4096 bytes. sources[n_sources] is the array that the jobs
+ * point into. *block is for mci_snapshot_free. Sets the thread's message. */
+mc_status mci_snapshot(mci_source *sources, int64_t n_sources, void **block, int64_t *size);
+void mci_snapshot_free(void *block, int64_t size);
+
+/* Of file.c: n bytes of an entry from byte `first` on into dst; safe on several threads. The
+ * thread's message is set on failure. */
+mc_status mci_h5_fetch(mc_h5_file *f, int64_t entry, int64_t first, int64_t n, void *dst);
 
 #endif

@@ -1,4 +1,5 @@
-/* h5.c: the plugin's entry, its one lock, libhdf5's error text, the table of types, and decoding.
+/* h5.c: libhdf5's set-up, its one lock, its error text and the table of types; in the plugin, which
+ * writes files, and in the reading helper program.
  *
  * bfloat16 is the 16-bit float that HDF5 2 predefines (sign 15, exponent 7/8, mantissa 0/7, bias
  * 127); bool is the enum that h5py writes; the fp8 types are uint8, since HDF5's own FP8 is another
@@ -6,7 +7,6 @@
  */
 #include "h5room.h"
 
-#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,7 +17,6 @@
 const mci_hdf5_services *mci_h5_core;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int ready;
 static hid_t little[MC_DTYPE_COUNT], big[MC_DTYPE_COUNT];
 /* What libhdf5 said of the first failure since mci_h5_enter. */
 static char reason[320];
@@ -248,195 +247,30 @@ hid_t mci_h5_access(int writing) {
     return access;
 }
 
-/* -- decoding ---------------------------------------------------------------------------------- */
+/* -- set-up ------------------------------------------------------------------------------------ */
 
-const char *mci_h5_chunk_problem(hid_t props, size_t type_size, int64_t file_bytes, char *why,
-                                 size_t size) {
-    int filters = H5Pget_nfilters(props);
-    for (int i = 0; i < filters; i++) {
-        unsigned flags, config;
-        size_t values = 0;
-        char name[64] = "";
-        H5Z_filter_t filter =
-            H5Pget_filter2(props, (unsigned)i, &flags, &values, NULL, sizeof name, name, &config);
-        if (filter >= H5Z_FILTER_DEFLATE && filter <= H5Z_FILTER_SCALEOFFSET &&
-            H5Zfilter_avail(filter) > 0)
-            continue;
-        snprintf(why, size, "it needs filter %d (%s), which libhdf5 has not built in", (int)filter,
-                 name);
-        return why;
-    }
-    hsize_t chunk[H5S_MAX_RANK];
-    int ndim = H5Pget_chunk(props, H5S_MAX_RANK, chunk);
-    int64_t bytes = (int64_t)type_size;
-    for (int i = 0; i < ndim; i++) {
-        if (__builtin_mul_overflow(bytes, (int64_t)chunk[i], &bytes)) bytes = INT64_MAX;
-    }
-    /* libhdf5 allocates whole chunks */
-    if (ndim < 1 || bytes > file_bytes * MCI_H5_EXPANSION + MCI_H5_EXPANSION_BASE) {
-        snprintf(why, size, "one chunk of it is %" PRId64 " bytes, far more than the file", bytes);
-        return why;
-    }
-    return NULL;
+static mc_status set_up(const mci_hdf5_services *services) {
+    /* no exit handler: it would finish files that nobody committed */
+    H5dont_atexit();
+    unsigned major = 0, minor = 0, release = 0;
+    if (H5open() >= 0) H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    if (H5get_libversion(&major, &minor, &release) < 0 || major != H5_VERS_MAJOR ||
+        minor != H5_VERS_MINOR)
+        return services->fail(MC_EUNSUPPORTED, "hdf5: built for libhdf5 %d.%d, found %u.%u",
+                              H5_VERS_MAJOR, H5_VERS_MINOR, major, minor);
+    /* filters from files' say-so and links into other files stay out of this process */
+    if (H5PLset_loading_state(0) < 0 || H5Lunregister(H5L_TYPE_EXTERNAL) < 0 || !make_types())
+        return mci_h5_fail(MC_EINTERNAL, "hdf5: libhdf5 %u.%u.%u cannot be set up", major, minor,
+                           release);
+    return MC_OK;
 }
 
-typedef struct decoding {
-    hid_t set, space, type;
-    int ndim;
-    hsize_t shape[MC_MAX_DIMS], start[MC_MAX_DIMS], count[MC_MAX_DIMS];
-    char *dst; /* of the next element */
-    size_t size;
-} decoding;
-
-static int read_box(decoding *d, hsize_t elements) {
-    hid_t memory = H5Screate_simple(1, &elements, NULL);
-    int ok =
-        mci_h5_ok(memory) &&
-        mci_h5_ok(H5Sselect_hyperslab(d->space, H5S_SELECT_SET, d->start, NULL, d->count, NULL)) &&
-        mci_h5_ok(H5Dread(d->set, d->type, memory, d->space, H5P_DEFAULT, d->dst));
-    if (memory >= 0) H5Sclose(memory);
-    d->dst += elements * d->size;
-    return ok;
-}
-
-/* Elements [first, first + n) of the box that start and count leave open from `axis` on: a part of
- * the first row, whole rows, a part of the last one. */
-static int read_range(decoding *d, int axis, hsize_t first, hsize_t n) {
-    hsize_t inner = 1;
-    for (int i = axis + 1; i < d->ndim; i++) inner *= d->shape[i];
-    if (n > 0 && (first % inner != 0 || n < inner)) {
-        hsize_t part = inner - first % inner < n ? inner - first % inner : n;
-        d->start[axis] = first / inner;
-        d->count[axis] = 1;
-        if (!read_range(d, axis + 1, first % inner, part)) return 0;
-        first += part;
-        n -= part;
-    }
-    if (n >= inner) {
-        d->start[axis] = first / inner;
-        d->count[axis] = n / inner;
-        for (int i = axis + 1; i < d->ndim; i++) {
-            d->start[i] = 0;
-            d->count[i] = d->shape[i];
-        }
-        hsize_t rows = n / inner * inner;
-        if (!read_box(d, rows)) return 0;
-        first += rows;
-        n -= rows;
-    }
-    if (n == 0) return 1;
-    d->start[axis] = first / inner;
-    d->count[axis] = 1;
-    return read_range(d, axis + 1, 0, n);
-}
-
-/* 1 when the open dataset is what the caller was told by the scan. */
-static int still_fits(decoding *d, int dtype, hid_t props, hsize_t end) {
-    char why[192];
-    int swapped;
-    hid_t type = H5Dget_type(d->set);
-    int found = type >= 0 ? mci_h5_dtype(type, &swapped, why, sizeof why) : -1;
-    if (type >= 0) H5Tclose(type);
-    if (found != dtype && !(found == MC_UINT8 && dtype >= MC_FLOAT8_E4M3FN)) return 0;
-    if (H5Pget_layout(props) == H5D_VIRTUAL || H5Pget_external_count(props) != 0) return 0;
-    d->space = H5Dget_space(d->set);
-    d->ndim = H5Sget_simple_extent_ndims(d->space);
-    if (d->ndim < 0 || d->ndim > MC_MAX_DIMS) return 0;
-    hsize_t numel = 1;
-    if (d->ndim > 0 && H5Sget_simple_extent_dims(d->space, d->shape, NULL) < 0) return 0;
-    for (int i = 0; i < d->ndim; i++) numel *= d->shape[i];
-    return end <= numel;
-}
-
-static mc_status decode(hid_t file, const char *label, const char *path, int dtype, int64_t first,
-                        int64_t n, void *dst) {
-    decoding d = {.space = H5I_INVALID_HID,
-                  .type = little[dtype],
-                  .dst = dst,
-                  .size = (size_t)mci_h5_core->dtype_size(dtype)};
-    mc_status status = MC_OK;
-    d.set = H5Dopen2(file, path, H5P_DEFAULT);
-    hid_t props = d.set >= 0 ? H5Dget_create_plist(d.set) : H5I_INVALID_HID;
-    if (!mci_h5_ok(props)) {
-        status = mci_h5_fail(MC_EFORMAT, "%s: cannot open '%s'", label, path);
-    } else if (!still_fits(&d, dtype, props, (hsize_t)(first + n))) {
-        status =
-            mci_h5_core->fail(MC_EFORMAT, "%s: '%s' has changed since it was opened", label, path);
-    } else {
-        /* what was never written and has no fill value is left alone by libhdf5 */
-        memset(dst, 0, (size_t)n * d.size);
-        int ok = d.ndim == 0 ? mci_h5_ok(H5Dread(d.set, d.type, H5S_ALL, H5S_ALL, H5P_DEFAULT, dst))
-                             : read_range(&d, 0, (hsize_t)first, (hsize_t)n);
-        if (!ok) status = mci_h5_fail(MC_EFORMAT, "%s: cannot decode '%s'", label, path);
-    }
-    if (d.space >= 0) H5Sclose(d.space);
-    if (props >= 0) H5Pclose(props);
-    if (d.set >= 0) H5Dclose(d.set);
-    return status;
-}
-
-static mc_status open_and_decode(const char *name, const char *label, const char *path, int dtype,
-                                 int64_t first, int64_t n, void *dst) {
-    if (n == 0) return MC_OK;
-    mci_h5_enter();
-    mc_status status = MC_OK;
-    hid_t access = mci_h5_access(0), file = H5I_INVALID_HID;
-    if (mci_h5_ok(access)) file = H5Fopen(name, H5F_ACC_RDONLY, access);
-    if (mci_h5_ok(file))
-        status = decode(file, label, path, dtype, first, n, dst);
-    else
-        status = mci_h5_fail(MC_EFORMAT, "%s: cannot open it", label);
-    if (file >= 0) H5Fclose(file);
-    if (access >= 0) H5Pclose(access);
-    mci_h5_leave();
-    return status;
-}
-
-/* -- the entry --------------------------------------------------------------------------------- */
-
-static const mci_hdf5_api table = {
-    .abi = MCI_HDF5_ABI,
-    .create = mci_h5_create,
-    .group = mci_h5_group,
-    .dataset = mci_h5_dataset,
-    .link = mci_h5_link,
-    .attr = mci_h5_attr,
-    .digest = mci_h5_digest,
-    .size = mci_h5_size,
-    .flush = mci_h5_flush,
-    .close = mci_h5_close,
-    .abandon = mci_h5_abandon,
-    .scan = mci_h5_scan,
-    .decode = open_and_decode,
-};
-
-__attribute__((visibility("default"))) const mci_hdf5_api *mascon_hdf5_api(
-    const mci_hdf5_services *services) {
-    if (services->abi != MCI_HDF5_ABI) {
-        services->fail(MC_EINTERNAL, "hdf5: libmascon_hdf5.so has ABI %d, libmascon.so has %u",
-                       MCI_HDF5_ABI, services->abi);
-        return NULL;
-    }
+mc_status mci_h5_setup(const mci_hdf5_services *services) {
+    static int ready;
     pthread_mutex_lock(&lock);
     mci_h5_core = services;
-    if (!ready) {
-        /* no exit handler: it would finish files that nobody committed */
-        H5dont_atexit();
-        unsigned major = 0, minor = 0, release = 0;
-        if (H5open() >= 0) H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-        /* filters from files' say-so and links into other files stay out of this process */
-        if (H5get_libversion(&major, &minor, &release) < 0 || major != H5_VERS_MAJOR ||
-            minor != H5_VERS_MINOR) {
-            services->fail(MC_EUNSUPPORTED, "hdf5: built for libhdf5 %d.%d, found %u.%u",
-                           H5_VERS_MAJOR, H5_VERS_MINOR, major, minor);
-        } else if (H5PLset_loading_state(0) < 0 || H5Lunregister(H5L_TYPE_EXTERNAL) < 0 ||
-                   !make_types()) {
-            mci_h5_fail(MC_EINTERNAL, "hdf5: libhdf5 %u.%u.%u cannot be set up", major, minor,
-                        release);
-        } else {
-            ready = 1;
-        }
-    }
+    mc_status status = ready ? MC_OK : set_up(services);
+    ready = status == MC_OK;
     pthread_mutex_unlock(&lock);
-    return ready ? &table : NULL;
+    return status;
 }

@@ -1,16 +1,16 @@
-/* h5.h: what libmascon.so and its HDF5 plugin (libmascon_hdf5.so) say to each other.
+/* h5.h: what libmascon.so and its HDF5 plugin (libmascon_hdf5.so) say to each other, and the bounds
+ * of every file.
  *
- * The plugin knows the structure of files: it makes groups, datasets and attributes, and lists the
- * tree of a file as one flat table without pointers inside, so that the listing can come from
- * another process. It never sees a tensor's bytes, save for chunked or big-endian datasets of other
- * people's files. Offsets and sizes are in bytes, positions and counts in elements.
+ * The plugin makes the structure of files: groups, datasets, views and attributes. It works on a
+ * file in memory, whose datasets have their offsets but no bytes; the core puts those into the real
+ * file. Offsets and sizes are in bytes, positions and counts in elements.
  */
 #ifndef MCI_H5_H
 #define MCI_H5_H
 
 #include "backend.h"
 
-enum { MCI_HDF5_ABI = 1 };
+enum { MCI_HDF5_ABI = 2 };
 
 /* Bounds of what is written and read. A path's depth is its number of parts. */
 enum {
@@ -21,6 +21,7 @@ enum {
     MCI_H5_MAX_ATTRS = 1024,        /* of one object */
     MCI_H5_MAX_OBJECTS = 1 << 21,   /* links met in one file */
     MCI_H5_MAX_CHARS = 1 << 30,     /* names and text values of one file, bytes */
+    MCI_H5_MAX_MAPS = 1 << 16,      /* sources of one view */
     MCI_H5_EXPANSION = 16,          /* decoded bytes per byte of the file, */
     MCI_H5_EXPANSION_BASE = 1 << 26 /* and this many more */
 };
@@ -36,32 +37,10 @@ typedef struct mci_hdf5_services {
 /* A file being written. */
 typedef struct mci_h5_out mci_h5_out;
 
-/* One object of a file. path and problem are positions in the table's chars (problem -1: none);
- * entry.path and entry.problem are NULL until the receiver sets them. */
-typedef struct mci_h5_row {
-    mc_h5_entry entry;
-    int64_t path, problem;
-} mci_h5_row;
-
-/* As above for attr.name and attr.s (text -1: not a string). */
-typedef struct mci_h5_attr_row {
-    mc_h5_attr attr;
-    int64_t name, text;
-} mci_h5_attr_row;
-
-/* Rows in order of their paths, part by part; "/" first. The arrays are malloc'ed, the receiver
- * frees them. */
-typedef struct mci_h5_table {
-    int64_t n_rows, n_attrs, n_chars;
-    mci_h5_row *rows;
-    mci_h5_attr_row *attrs;
-    char *chars;
-} mci_h5_table;
-
 /* The plugin's functions. `label` is the file's name in messages. */
 typedef struct mci_hdf5_api {
     uint32_t abi;
-    /* Makes an HDF5 file of the existing empty file `name`. */
+    /* Makes an HDF5 file of the existing empty file `name`, a name of the caller's memory file. */
     mc_status (*create)(mci_h5_out **out, const char *name, const char *label);
     mc_status (*group)(mci_h5_out *o, const char *path);
     /* A contiguous dataset with attributes `dtype` and `digest` (zeros as yet); *offset is where
@@ -69,28 +48,23 @@ typedef struct mci_hdf5_api {
     mc_status (*dataset)(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
                          int64_t *offset);
     mc_status (*link)(mci_h5_out *o, const char *path, const char *target);
+    /* Virtual datasets, as mc_h5_view_stack and mc_h5_view_select; attribute `dtype`. */
+    mc_status (*view_stack)(mci_h5_out *o, const char *path, int64_t n, const char *const *sources);
+    mc_status (*view_select)(mci_h5_out *o, const char *path, const char *source, int64_t position);
     mc_status (*attr)(mci_h5_out *o, const char *path, const mc_h5_attr *attr);
     /* The file's bytes so far, tensors included. */
     mc_status (*size)(mci_h5_out *o, int64_t *bytes);
-    mc_status (*flush)(mci_h5_out *o);
     mc_status (*digest)(mci_h5_out *o, const char *path, const char *digest);
     /* Closes the file and frees o, also when it fails. */
     mc_status (*close)(mci_h5_out *o);
     /* Frees o and leaves the file in any state. */
     void (*abandon)(mci_h5_out *o);
-    /* Lists the file `name` of file_bytes bytes. base > 0: the HDF5 file starts there, behind
-     * somebody's user block; nothing has a plain extent then. */
-    mc_status (*scan)(mci_h5_table *table, const char *name, const char *label, int64_t file_bytes,
-                      int64_t base);
-    /* Elements [first, first + n) of the dataset at `path` as little-endian `dtype` to dst. */
-    mc_status (*decode)(const char *name, const char *label, const char *path, int dtype,
-                        int64_t first, int64_t n, void *dst);
 } mci_hdf5_api;
 
 /* The plugin's one entry, `mascon_hdf5_api`: NULL after services->fail. */
 typedef const mci_hdf5_api *(*mci_hdf5_entry)(const mci_hdf5_services *services);
 
-/* Opens the plugin at first use; NULL with the thread's message set. */
+/* Opens the plugin at first use; NULL with the thread's message set. (commit.c) */
 const mci_hdf5_api *mci_hdf5(void);
 
 #endif

@@ -1,8 +1,9 @@
-/* h5room.h: shared by the plugin's files, the only ones that see hdf5.h.
+/* h5room.h: shared by the files of the plugin and of the reading helper program, the only ones that
+ * see hdf5.h.
  *
- * libhdf5 has one global state: every function of the plugin's table runs between mci_h5_enter and
- * mci_h5_leave. The calls are the ones that libhdf5 1.10 and 2.x both have; where they differ, the
- * difference is in this file and h5.c.
+ * libhdf5 has one global state: everything runs between mci_h5_enter and mci_h5_leave. The calls
+ * are the ones that libhdf5 1.10 and 2.x both have; where they differ, the difference is in this
+ * file and h5.c.
  */
 #ifndef MCI_H5ROOM_H
 #define MCI_H5ROOM_H
@@ -17,6 +18,9 @@
 #include "io/h5.h"
 
 extern const mci_hdf5_services *mci_h5_core;
+
+/* Sets libhdf5 up once in this process; from then on messages go to services->fail. */
+mc_status mci_h5_setup(const mci_hdf5_services *services);
 
 void mci_h5_enter(void);
 void mci_h5_leave(void);
@@ -36,10 +40,6 @@ hid_t mci_h5_type(int dtype);
  * is none, with the reason in `why`. */
 int mci_h5_dtype(hid_t type, int *swapped, char *why, size_t size);
 
-/* NULL, or why the chunks and filters of a dataset cannot be decoded. */
-const char *mci_h5_chunk_problem(hid_t props, size_t type_size, int64_t file_bytes, char *why,
-                                 size_t size);
-
 /* What an object is. address tells objects of one file apart. */
 typedef struct mci_h5_info {
     H5O_type_t type;
@@ -52,19 +52,18 @@ int mci_h5_object_info(hid_t object, mci_h5_info *info); /* 0, or -1 */
 /* File access properties for writing or reading, to be closed; negative on failure. */
 hid_t mci_h5_access(int writing);
 
-/* h5write.c and h5scan.c */
+/* h5write.c: the plugin's functions, as in h5.h. */
 mc_status mci_h5_create(mci_h5_out **out, const char *name, const char *label);
 mc_status mci_h5_group(mci_h5_out *o, const char *path);
 mc_status mci_h5_dataset(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
                          int64_t *offset);
 mc_status mci_h5_link(mci_h5_out *o, const char *path, const char *target);
+mc_status mci_h5_view_stack(mci_h5_out *o, const char *path, int64_t n, const char *const *sources);
+mc_status mci_h5_view_select(mci_h5_out *o, const char *path, const char *source, int64_t position);
 mc_status mci_h5_attr(mci_h5_out *o, const char *path, const mc_h5_attr *attr);
+mc_status mci_h5_size(mci_h5_out *o, int64_t *bytes);
 mc_status mci_h5_digest(mci_h5_out *o, const char *path, const char *digest);
 mc_status mci_h5_close(mci_h5_out *o);
 void mci_h5_abandon(mci_h5_out *o);
-mc_status mci_h5_size(mci_h5_out *o, int64_t *bytes);
-mc_status mci_h5_flush(mci_h5_out *o);
-mc_status mci_h5_scan(mci_h5_table *table, const char *name, const char *label, int64_t file_bytes,
-                      int64_t base);
 
 #endif

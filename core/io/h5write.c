@@ -1,23 +1,29 @@
-/* h5write.c: the structure of a file being written: groups, datasets, links, attributes.
+/* h5write.c: the structure of a file being written: groups, datasets, links, views, attributes.
  *
  * Datasets are contiguous, allocated at once and never filled, so each has its place in the file
- * from the start and its bytes can be written past libhdf5. No times are kept anywhere: equal
- * content gives equal files. The file stays open, and so marked as open for write, until close.
+ * from the start, and the file in memory that libhdf5 works on stays as small as the structure. No
+ * times are kept anywhere: equal content gives equal files.
  */
-#include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "h5room.h"
+
+/* What a view is made over. */
+typedef struct source {
+    int dtype, ndim;
+    hsize_t shape[MC_MAX_DIMS];
+} source;
 
 struct mci_h5_out {
     hid_t file;
     hid_t group_props, dataset_props, link_props, attr_props;
     hid_t parent; /* the open group `parent_path`, kept for the next object in it; or invalid */
     char parent_path[MCI_H5_MAX_PATH];
+    source selected; /* the source of the last view_select, at `selected_path`; "": none */
+    char selected_path[MCI_H5_MAX_PATH];
     char *label;
 };
 
@@ -55,6 +61,13 @@ static int make_props(mci_h5_out *o) {
            mci_h5_ok(H5Pset_char_encoding(o->attr_props, H5T_CSET_UTF8));
 }
 
+/* A child of fork would flush at its end what the stream holds, into the file of its parent. */
+static int without_buffer(hid_t file) {
+    void *stream = NULL;
+    return mci_h5_ok(H5Fget_vfd_handle(file, H5P_DEFAULT, &stream)) && stream &&
+           setvbuf(*(FILE **)stream, NULL, _IONBF, 0) == 0;
+}
+
 static mc_status create(mci_h5_out **out, const char *name, const char *label) {
     mci_h5_out *o = calloc(1, sizeof *o);
     char *copy = strdup(label);
@@ -67,11 +80,13 @@ static mc_status create(mci_h5_out **out, const char *name, const char *label) {
     o->file = o->parent = H5I_INVALID_HID;
     o->group_props = o->dataset_props = o->link_props = o->attr_props = H5I_INVALID_HID;
     hid_t access = mci_h5_access(1), file_props = H5Pcreate(H5P_FILE_CREATE);
-    if (access >= 0 && file_props >= 0 && make_props(o) &&
+    /* the drivers that open by descriptors want a real path for the name, and memory has none */
+    if (access >= 0 && file_props >= 0 && make_props(o) && mci_h5_ok(H5Pset_fapl_stdio(access)) &&
         mci_h5_ok(H5Pset_obj_track_times(file_props, 0)))
         o->file = H5Fcreate(name, H5F_ACC_TRUNC, file_props, access);
     mc_status status = MC_OK;
-    if (!mci_h5_ok(o->file)) status = mci_h5_fail(MC_EIO, "%s: cannot create the HDF5 file", label);
+    if (!mci_h5_ok(o->file) || !without_buffer(o->file))
+        status = mci_h5_fail(MC_EIO, "%s: cannot create the HDF5 file", label);
     if (file_props >= 0) H5Pclose(file_props);
     if (access >= 0) H5Pclose(access);
     if (status != MC_OK) {
@@ -101,15 +116,6 @@ mc_status mci_h5_size(mci_h5_out *o, int64_t *bytes) {
     return status;
 }
 
-mc_status mci_h5_flush(mci_h5_out *o) {
-    mci_h5_enter();
-    mc_status status = MC_OK;
-    if (H5Fflush(o->file, H5F_SCOPE_GLOBAL) < 0)
-        status = mci_h5_fail(MC_EIO, "%s: cannot write the file's structure", o->label);
-    mci_h5_leave();
-    return status;
-}
-
 mc_status mci_h5_close(mci_h5_out *o) {
     mci_h5_enter();
     mc_status status = MC_OK;
@@ -121,13 +127,6 @@ mc_status mci_h5_close(mci_h5_out *o) {
 
 void mci_h5_abandon(mci_h5_out *o) {
     mci_h5_enter();
-    /* libhdf5 writes what it holds when it closes, and builds of it with assertions abort when that
-     * fails, as it does on a full disk. So memory takes the place of the file. */
-    void *descriptor = NULL;
-    int memory = memfd_create("mascon", MFD_CLOEXEC);
-    if (memory >= 0 && H5Fget_vfd_handle(o->file, H5P_DEFAULT, &descriptor) >= 0)
-        dup3(memory, *(int *)descriptor, O_CLOEXEC);
-    if (memory >= 0) close(memory);
     close_all(o);
     mci_h5_leave();
     out_free(o);
@@ -302,6 +301,218 @@ mc_status mci_h5_link(mci_h5_out *o, const char *path, const char *target) {
     return status;
 }
 
+/* -- views ------------------------------------------------------------------------------------- */
+
+/* The dtype that an open dataset's attribute names; -1 when it cannot be read. */
+static int dtype_of(hid_t set) {
+    char name[64] = "";
+    hid_t attr = H5Aopen(set, "dtype", H5P_DEFAULT), type = H5I_INVALID_HID;
+    if (mci_h5_ok(attr)) type = H5Aget_type(attr);
+    int ok = mci_h5_ok(type) && H5Tget_size(type) < sizeof name &&
+             mci_h5_ok(H5Aread(attr, type, name)),
+        dtype = -1;
+    for (int i = 0; ok && i < MC_DTYPE_COUNT; i++) {
+        if (strcmp(name, mci_h5_core->dtype_name(i)) == 0) dtype = i;
+    }
+    if (type >= 0) H5Tclose(type);
+    if (attr >= 0) H5Aclose(attr);
+    return dtype;
+}
+
+/* A dataset with bytes of its own. */
+static mc_status look_at_source(mci_h5_out *o, const char *path, source *s) {
+    hid_t set = H5I_INVALID_HID;
+    mci_h5_info info;
+    mc_status status = open_object(o, path, &set, &info);
+    if (status != MC_OK) return status;
+    if (info.type != H5O_TYPE_DATASET) {
+        H5Oclose(set);
+        return mci_h5_core->fail(MC_EINVAL, "%s: '%s' is a group; views are made over tensors",
+                                 o->label, path);
+    }
+    hid_t space = H5Dget_space(set);
+    s->ndim = mci_h5_ok(space) ? H5Sget_simple_extent_ndims(space) : -1;
+    int ok = s->ndim >= 0 && s->ndim <= MC_MAX_DIMS &&
+             mci_h5_ok(H5Sget_simple_extent_dims(space, s->shape, NULL));
+    s->dtype = ok ? dtype_of(set) : -1;
+    if (s->dtype < 0) {
+        status = mci_h5_fail(MC_EIO, "%s: cannot look at '%s'", o->label, path);
+    } else if (H5Sget_simple_extent_npoints(space) == 0) {
+        status = mci_h5_core->fail(MC_EINVAL, "%s: '%s' has no elements, so it has no views",
+                                   o->label, path);
+    } else if (H5Dget_offset(set) == HADDR_UNDEF) {
+        status = mci_h5_core->fail(
+            MC_EINVAL, "%s: '%s' is a view itself; views are made over tensors", o->label, path);
+    }
+    if (space >= 0) H5Sclose(space);
+    H5Oclose(set);
+    return status;
+}
+
+/* What readers of a view get where a source is missing, in place of silent zeros: NaN where the
+ * type has one. */
+static int set_fill(hid_t props, int dtype) {
+    double f64 = NAN;
+    float f32 = NAN;
+    uint16_t f16 = 0x7e00, bf16 = 0x7fc0;
+    uint8_t f8 = 0xff; /* NaN in each of the three formats */
+    const void *value = NULL;
+    switch (dtype) {
+        case MC_FLOAT64:
+            value = &f64;
+            break;
+        case MC_FLOAT32:
+            value = &f32;
+            break;
+        case MC_FLOAT16:
+            value = &f16;
+            break;
+        case MC_BFLOAT16:
+            value = &bf16;
+            break;
+        case MC_FLOAT8_E4M3FN:
+        case MC_FLOAT8_E5M2:
+        case MC_FLOAT8_E8M0FNU:
+            value = &f8;
+            break;
+        default:
+            return 1;
+    }
+    return mci_h5_ok(H5Pset_fill_value(props, mci_h5_type(dtype), value));
+}
+
+/* Maps the elements selected in `view` to those selected in `from` of the dataset at `path`. The
+ * name is absolute: a relative one would be looked up in the root, and give silent zeros. */
+static int map_source(hid_t props, hid_t view, const char *path, hid_t from) {
+    char name[2 * MCI_H5_MAX_PATH], *p = name;
+    for (; *path; path++) {
+        *p++ = *path;
+        if (*path == '%') *p++ = '%'; /* else it begins a number to be filled in */
+    }
+    *p = '\0';
+    return mci_h5_ok(H5Pset_virtual(props, view, ".", name, from));
+}
+
+/* Makes the virtual dataset that `props` describes. */
+static mc_status make_view(mci_h5_out *o, const char *path, int dtype, hid_t space, hid_t props) {
+    const char *leaf, *name = mci_h5_core->dtype_name(dtype);
+    mc_status status = open_parent_of_new(o, path, &leaf);
+    if (status != MC_OK) return status;
+    hid_t set =
+        H5Dcreate2(o->parent, leaf, mci_h5_type(dtype), space, o->link_props, props, H5P_DEFAULT);
+    int ok = mci_h5_ok(set) && put_text(o, set, "dtype", name, (int64_t)strlen(name));
+    if (set >= 0) ok &= mci_h5_ok(H5Dclose(set));
+    return ok ? MC_OK : mci_h5_fail(MC_EIO, "%s: cannot make view '%s'", o->label, path);
+}
+
+static hid_t view_props(int dtype) {
+    hid_t props = H5Pcreate(H5P_DATASET_CREATE);
+    if (mci_h5_ok(props) && mci_h5_ok(H5Pset_obj_track_times(props, 0)) && set_fill(props, dtype))
+        return props;
+    if (props >= 0) H5Pclose(props);
+    return H5I_INVALID_HID;
+}
+
+/* As H5Screate_simple; no axes: one element. */
+static hid_t space_of(int ndim, const hsize_t *shape) {
+    return ndim == 0 ? H5Screate(H5S_SCALAR) : H5Screate_simple(ndim, shape, NULL);
+}
+
+static mc_status view_stack(mci_h5_out *o, const char *path, int64_t n,
+                            const char *const *sources) {
+    source first, next;
+    mc_status status = look_at_source(o, sources[0], &first);
+    for (int64_t i = 1; i < n && status == MC_OK; i++) {
+        status = look_at_source(o, sources[i], &next);
+        if (status == MC_OK &&
+            (next.dtype != first.dtype || next.ndim != first.ndim ||
+             memcmp(next.shape, first.shape, (size_t)first.ndim * sizeof first.shape[0]) != 0))
+            status = mci_h5_core->fail(MC_EINVAL,
+                                       "%s: view '%s': '%s' and '%s' differ in dtype or shape",
+                                       o->label, path, sources[0], sources[i]);
+    }
+    if (status != MC_OK) return status;
+    if (first.ndim == MC_MAX_DIMS)
+        return mci_h5_core->fail(MC_EINVAL, "%s: view '%s' would have %d axes; %d are the limit",
+                                 o->label, path, first.ndim + 1, MC_MAX_DIMS);
+    hsize_t shape[MC_MAX_DIMS], start[MC_MAX_DIMS] = {0}, count[MC_MAX_DIMS];
+    shape[0] = (hsize_t)n;
+    memcpy(shape + 1, first.shape, (size_t)first.ndim * sizeof shape[0]);
+    memcpy(count, shape, sizeof count);
+    count[0] = 1;
+    hid_t space = space_of(first.ndim + 1, shape), from = space_of(first.ndim, first.shape);
+    hid_t props = view_props(first.dtype);
+    int ok = mci_h5_ok(space) && mci_h5_ok(from) && props >= 0;
+    for (int64_t i = 0; i < n && ok; i++) {
+        start[0] = (hsize_t)i;
+        ok = mci_h5_ok(H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL)) &&
+             map_source(props, space, sources[i], from);
+    }
+    ok = ok && mci_h5_ok(H5Sselect_all(space));
+    if (ok)
+        status = make_view(o, path, first.dtype, space, props);
+    else
+        status = mci_h5_fail(MC_EIO, "%s: cannot describe view '%s'", o->label, path);
+    /* a list left open with maps in it crashes the process at its end */
+    if (props >= 0) H5Pclose(props);
+    if (from >= 0) H5Sclose(from);
+    if (space >= 0) H5Sclose(space);
+    return status;
+}
+
+mc_status mci_h5_view_stack(mci_h5_out *o, const char *path, int64_t n,
+                            const char *const *sources) {
+    mci_h5_enter();
+    mc_status status = view_stack(o, path, n, sources);
+    mci_h5_leave();
+    return status;
+}
+
+static mc_status view_select(mci_h5_out *o, const char *path, const char *from_path,
+                             int64_t position) {
+    mc_status status = MC_OK;
+    if (strcmp(from_path, o->selected_path) != 0) { /* mostly they come one after another */
+        o->selected_path[0] = '\0';
+        status = look_at_source(o, from_path, &o->selected);
+        if (status == MC_OK) strcpy(o->selected_path, from_path);
+    }
+    if (status != MC_OK) return status;
+    const source s = o->selected;
+    if (s.ndim == 0)
+        return mci_h5_core->fail(MC_EINVAL, "%s: view '%s': '%s' has no axis to select from",
+                                 o->label, path, from_path);
+    if (position < 0 || (hsize_t)position >= s.shape[0])
+        return mci_h5_core->fail(MC_EINVAL,
+                                 "%s: view '%s': '%s' has %lld positions, there is no %lld "
+                                 "(0-based)",
+                                 o->label, path, from_path, (long long)s.shape[0],
+                                 (long long)position);
+    hsize_t start[MC_MAX_DIMS] = {0}, count[MC_MAX_DIMS];
+    memcpy(count, s.shape, sizeof count);
+    start[0] = (hsize_t)position;
+    count[0] = 1;
+    hid_t space = space_of(s.ndim - 1, s.shape + 1), from = space_of(s.ndim, s.shape);
+    hid_t props = view_props(s.dtype);
+    int ok = mci_h5_ok(space) && mci_h5_ok(from) && props >= 0 &&
+             mci_h5_ok(H5Sselect_hyperslab(from, H5S_SELECT_SET, start, NULL, count, NULL)) &&
+             map_source(props, space, from_path, from);
+    if (ok)
+        status = make_view(o, path, s.dtype, space, props);
+    else
+        status = mci_h5_fail(MC_EIO, "%s: cannot describe view '%s'", o->label, path);
+    if (props >= 0) H5Pclose(props);
+    if (from >= 0) H5Sclose(from);
+    if (space >= 0) H5Sclose(space);
+    return status;
+}
+
+mc_status mci_h5_view_select(mci_h5_out *o, const char *path, const char *from, int64_t position) {
+    mci_h5_enter();
+    mc_status status = view_select(o, path, from, position);
+    mci_h5_leave();
+    return status;
+}
+
 /* -- attributes -------------------------------------------------------------------------------- */
 
 static mc_status put_attr(mci_h5_out *o, const char *path, const mc_h5_attr *attr) {
@@ -351,16 +562,21 @@ mc_status mci_h5_attr(mci_h5_out *o, const char *path, const mc_h5_attr *attr) {
 
 mc_status mci_h5_digest(mci_h5_out *o, const char *path, const char *digest) {
     mci_h5_enter();
-    mc_status status = MC_OK;
-    /* not H5Aopen_by_name: writing to what it opens fails in 1.10.8 */
-    hid_t set = H5Dopen2(o->file, path, H5P_DEFAULT), attr = H5I_INVALID_HID;
-    if (mci_h5_ok(set)) attr = H5Aopen(set, "digest", H5P_DEFAULT);
-    hid_t type = mci_h5_ok(attr) ? H5Aget_type(attr) : H5I_INVALID_HID;
-    int ok = mci_h5_ok(type) && mci_h5_ok(H5Awrite(attr, type, digest));
-    if (type >= 0) H5Tclose(type);
-    if (attr >= 0) ok &= mci_h5_ok(H5Aclose(attr));
-    if (set >= 0) ok &= mci_h5_ok(H5Dclose(set));
-    if (!ok) status = mci_h5_fail(MC_EIO, "%s: cannot write the digest of '%s'", o->label, path);
+    const char *leaf;
+    mc_status status = open_parent(o, path, &leaf);
+    hid_t set = H5I_INVALID_HID, attr = H5I_INVALID_HID, type = H5I_INVALID_HID;
+    if (status == MC_OK) {
+        /* not H5Aopen_by_name: writing to what it opens fails in 1.10.8 */
+        set = H5Dopen2(o->parent, leaf, H5P_DEFAULT);
+        if (mci_h5_ok(set)) attr = H5Aopen(set, "digest", H5P_DEFAULT);
+        if (mci_h5_ok(attr)) type = H5Aget_type(attr);
+        int ok = mci_h5_ok(type) && mci_h5_ok(H5Awrite(attr, type, digest));
+        if (type >= 0) H5Tclose(type);
+        if (attr >= 0) ok &= mci_h5_ok(H5Aclose(attr));
+        if (set >= 0) ok &= mci_h5_ok(H5Dclose(set));
+        if (!ok)
+            status = mci_h5_fail(MC_EIO, "%s: cannot write the digest of '%s'", o->label, path);
+    }
     mci_h5_leave();
     return status;
 }

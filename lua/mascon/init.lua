@@ -10,6 +10,7 @@ local memory = require "mascon.memory"
 local autograd = require "mascon.autograd"
 local tensor = require "mascon.tensor"
 local ffi = require "ffi"
+require "mascon.ending"
 
 local C = lib.C
 

@@ -105,7 +105,7 @@ static inline mc_status save(const char *path, unsigned seed) {
 /* 1 when the file at `path` is the one save(path, seed) makes, digests and bytes. */
 static inline int is_saved(const char *path, unsigned seed) {
     mc_h5_file *f = NULL;
-    if (mc_h5_open(&f, path) != MC_OK) return 0;
+    if (mc_h5_open(&f, path, NULL) != MC_OK) return 0;
     const mc_h5_attr *said = io_attr(f, "/x", "seed");
     int ok = said && said->i == seed;
     int64_t index = -1, large = 40000;

@@ -36,7 +36,7 @@ static void round_trip(void) {
         }
         CHECK_OK(mc_h5_commit(w));
         mc_h5_file *f = NULL;
-        CHECK_OK(mc_h5_open(&f, path));
+        CHECK_OK(mc_h5_open(&f, path, NULL));
         CHECK(mc_h5_count(f) == 1 + 7 + 7 * MC_DTYPE_COUNT);
         for (int dtype = 0; f && dtype < MC_DTYPE_COUNT; dtype++) {
             for (int s = 0; s < 7; s++) {
@@ -83,7 +83,7 @@ static void known_digests(void) {
     CHECK_OK(mc_h5_bytes(w, "/a", "a", 1));
     CHECK_OK(mc_h5_commit(w));
     mc_h5_file *f = NULL;
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     const mc_h5_attr *a = io_attr(f, "/empty", "digest");
     CHECK(a && strcmp(a->s, "99aa06d3014798d86001c324468d497f") == 0);
     a = io_attr(f, "/a", "digest");
@@ -115,7 +115,7 @@ static void attributes(void) {
     CHECK_OK(mc_h5_attr_string(w, "/d", "note", "on a tensor", 11));
     CHECK_OK(mc_h5_commit(w));
     mc_h5_file *f = NULL;
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     const mc_h5_attr *a = io_attr(f, "/", "least");
     CHECK(a && a->kind == MC_H5_INT && a->i == INT64_MIN);
     a = io_attr(f, "/", "minus zero");
@@ -150,7 +150,7 @@ static void attributes(void) {
         CHECK_OK(mc_h5_attr_double(w, "/", names[i], value));
     }
     CHECK_OK(mc_h5_commit(w));
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     for (int i = 0; i < 4; i++) {
         uint64_t bits = 0;
         a = io_attr(f, "/", names[i]);
@@ -187,7 +187,7 @@ static void paths(void) {
     CHECK_OK(mc_h5_bytes(w, deep, "x", 1));
     CHECK_OK(mc_h5_commit(w));
     mc_h5_file *f = NULL;
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     CHECK(io_find(f, deep, NULL) && io_find(f, "/..", NULL));
     mc_h5_close(f);
 
@@ -237,7 +237,7 @@ static void ties_and_order(void) {
     CHECK_OK(mc_h5_attr_int(w, "/a/x", "seen", 1));
     CHECK_OK(mc_h5_commit(w));
     mc_h5_file *f = NULL;
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     CHECK(mc_h5_count(f) == 9);
     for (int i = 0; i < 9 && i < mc_h5_count(f); i++)
         CHECK(strcmp(mc_h5_get(f, i)->path, order[i]) == 0);
@@ -255,7 +255,7 @@ static void parts(void) {
     CHECK_OK(save(path, 3));
     mc_h5_file *f = NULL;
     int64_t index = -1, n = 1000, none = 0, group = -1;
-    CHECK_OK(mc_h5_open(&f, path));
+    CHECK_OK(mc_h5_open(&f, path, NULL));
     io_find(f, "/x/b", &index);
     io_find(f, "/x", &group);
     int64_t large = 40000;

@@ -16,8 +16,11 @@ trap 'rm -rf "$folder"' EXIT
 "$python" "$here/write_with_h5py.py" "$folder/theirs"
 "$test_io" read "$folder/theirs"
 
-# datasets of kinds that are unknown here are no damage, and what can be read can be compared and summed up
+# experts in either layout, however they are stored, load exactly into either layout
 mascon=$here/../../scripts/mascon
+"$mascon" "$here/plain.lua" "$folder/theirs/experts.h5" "$folder/theirs/experts_latest.h5"
+
+# datasets of kinds that are unknown here are no damage, and what can be read can be compared and summed up
 "$mascon" verify "$folder/theirs/default.h5" 2>/dev/null | grep -q ': nothing to check, 0 datasets checked, .* without'
 "$mascon" inspect --stats --flat "$folder/theirs/default.h5" | grep -q '^chunked.gzip .*  zeros 1  nan 0  inf 0$'
 status=0

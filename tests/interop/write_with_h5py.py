@@ -116,6 +116,22 @@ def fill(f):
     f.create_virtual_dataset('view', layout, fillvalue=np.nan)
 
 
+def fill_experts(f):
+    """Layers of 12 experts, [5, 6] each, as other people store them: plain.lua loads them."""
+    weight = np.arange(12 * 5 * 6).reshape(12, 5, 6)
+    bias = np.arange(12 * 5).reshape(12, 5) / 4
+    storages = {'plain': {}, 'chunked': {'chunks': True},
+                'gzip': {'compression': 'gzip', 'shuffle': True, 'fletcher32': True}}
+    for storage, options in storages.items():
+        for order, type_ in {'little': '<f4', 'big': '>f4'}.items():
+            group = f.create_group(f'{storage}/{order}')
+            for name, values in {'weight': weight, 'bias': bias}.items():
+                group.create_dataset(f'single/{name}', data=values.astype(type_), **options)
+                for i, part in enumerate(values):
+                    group.create_dataset(f'per_expert/{name}{i}', data=part.astype(type_),
+                                         **options)
+
+
 def main():
     folder = sys.argv[1]
     os.makedirs(folder, exist_ok=True)
@@ -127,6 +143,9 @@ def main():
                           'userblock.h5': {'userblock_size': 2048}}.items():
         with create(name, **options) as f:
             fill(f)
+    for name, options in {'experts.h5': {}, 'experts_latest.h5': {'libver': 'latest'}}.items():
+        with create(name, **options) as f:
+            fill_experts(f)
     with create('many.h5') as f:
         for i in range(3000):
             f[f'g/{i}'] = np.int64(i)

@@ -95,6 +95,13 @@ world "libdnnl-dev cmake" "libdnnl-dev" 0
 contains "$(setup)" "this release has no libdnnl-dev"
 equal "$(tail -n 1 "$here/apt")" "$install cmake"
 
+# The same for the fuzzers' compiler, which only tests need.
+world "clang libclang-rt-dev" "libclang-rt-dev" 0
+equal "$(setup)" ""
+[ ! -e "$here/apt" ] || fail "apt-get was called for a package of the tests"
+contains "$(setup --test)" "this release has no libclang-rt-dev"
+equal "$(tail -n 1 "$here/apt")" "$install clang"
+
 # OpenBLAS takes oneDNN's place where the release has none; then nothing is left to install, also without a net.
 world "libdnnl-dev libopenblas-dev" "libdnnl-dev" 0
 setup >/dev/null

@@ -60,8 +60,9 @@ end
 -- Tensors of one shape and dtype: "8 x float32[256, 128]", and the rest.
 local function cells_of(list)
   local item = list[1]
-  if item.problem then return "unreadable: " .. names.show(item.problem), "" end
-  local what = (#list > 1 and ("%d x "):format(#list) or "") .. item.dtype .. names.shape(item.shape)
+  if item.problem then return (item.bytes and "unreadable: " or "broken view: ") .. names.show(item.problem), "" end
+  local what = (#list > 1 and ("%d x "):format(#list) or "") .. (item.dtype or "?") .. names.shape(item.shape)
+  if not item.bytes then return what, ("%10s"):format("view") end
   local bytes, layout = names.bytes(total_bytes(list)), item.layout and "  " .. item.layout or ""
   return what, ("%10s%s%s"):format(bytes, layout, stats_text(list))
 end
@@ -80,10 +81,11 @@ local function child_of(node, label)
   return child
 end
 
--- The node of every part of every dotted name; tensors and values hang on the last parts.
+-- The node of every part of every dotted name; tensors (views among them, which have no bytes) and values hang on the
+-- last parts.
 local function tree_of(report)
   local root = new_node("")
-  for _, key in ipairs{"values", "tensors"} do
+  for _, key in ipairs{"values", "tensors", "views"} do
     for _, item in ipairs(report[key]) do
       local node = root
       for part in (item.name .. "."):gmatch("(.-)%.") do node = child_of(node, part) end
@@ -94,7 +96,7 @@ local function tree_of(report)
 end
 
 local function items_below(node, tensors, values)
-  tensors[#tensors + 1] = node.tensor
+  if node.tensor and node.tensor.bytes then tensors[#tensors + 1] = node.tensor end
   values[#values + 1] = node.value
   for _, child in ipairs(node.children) do items_below(child, tensors, values) end
 end
@@ -116,7 +118,8 @@ local function rows_of(node)
     local stem, index = names.split(child.label)
     local row
     if item and not child.value and #child.children == 0 and not item.problem and index and index ~= math.huge then
-      local kind = stem .. "\0" .. item.dtype .. names.shape(item.shape) .. tostring(item.layout)
+      local kind = table.concat({stem, tostring(item.dtype), names.shape(item.shape), tostring(item.layout),
+        tostring(item.bytes == nil)}, "\0")
       row = by_kind[kind]
       if row then
         table.insert(row.tensors, item)
@@ -216,10 +219,11 @@ function M.header(report, facts)
     facts.rng and "yes" or "no", layers_text(facts.layers))
 end
 
---- A line per tensor and value, with full names.
+--- A line per tensor, value and view, with full names.
 function M.flat(report)
   local lines = {}
   for _, item in ipairs(report.tensors) do lines[#lines + 1] = {names.show(item.name), cells_of({item})} end
+  for _, item in ipairs(report.views) do lines[#lines + 1] = {names.show(item.name), cells_of({item})} end
   for _, item in ipairs(report.values) do lines[#lines + 1] = {names.show(item.name) .. " " .. value_text(item)} end
   return aligned(lines)
 end

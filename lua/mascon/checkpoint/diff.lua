@@ -21,6 +21,7 @@ local SPEC = {
   layout_aware = { "boolean", true },
   stats = { "boolean", false },
   progress = { "function" },
+  decode_limit = { "positive" },
 }
 
 -- A single entry of more experts than this for each entry of the other file is no packed layer.
@@ -247,13 +248,15 @@ end
 -- @tparam string a,b paths; any HDF5 files
 -- @tparam table|nil opts rtol, atol: elements with |a - b| <= atol + rtol * |b| are equal, as are two NaNs (default 0
 --   and 0: bits decide); layout_aware = true: experts stored one by one equal the same experts stored as one;
---   stats = true: cosines too; progress = fn(bytes done, of all)
+--   stats = true: cosines too; progress = fn(bytes done, of all); decode_limit: bytes that the compressed datasets
+--   of a file may decode to
 -- @treturn table {ok = no difference, only_a, only_b = names, shape, dtype = {{name, a, b, message | nil}, ...},
 --   differing = {{name, shape, count, of, max_abs, max_rel (of |b|), cosine | nil, first = {index (0-based), a, b}},
 --   ...}, values = {{name, a, b}, ...}, unreadable = {{name, message}, ...}, layouts = {{name, a, b}, ...} of the
 --   tensors whose layouts differ, equal = number of equal tensors, equal_values = of equal numbers and texts}
 function M.diff(a, b, opts)
   opts = args.options("checkpoint.diff", opts, SPEC)
+  local open_options = { decode_limit = opts.decode_limit }
   return load.with_file("checkpoint.diff", a, function(file_a, tree_a)
     return load.with_file("checkpoint.diff", b, function(file_b, tree_b)
       local report = { only_a = {}, only_b = {}, shape = {}, dtype = {}, differing = {}, values = {}, unreadable = {},
@@ -268,8 +271,8 @@ function M.diff(a, b, opts)
         report.ok = report.ok and #report[list] == 0
       end
       return report
-    end)
-  end)
+    end, open_options)
+  end, open_options)
 end
 
 return M

@@ -3,7 +3,7 @@
 -- A Lua table is a group with the attribute `table = true`; its tensors are datasets at the path that
 -- the dots of their keys give, so groups without the mark are only parts of keys. Its small values
 -- are attributes. Text over LONG bytes is a uint8 dataset with `kind = "text"`; more than MANY small
--- values are one, named #values, with `kind = "json"`.
+-- values are one, named #values, with `kind = "json"`. A view (views.lua) is no content.
 -- A name is the key as it is; "#12" for the number 12; "%" and the key with all but letters, digits, "_"
 -- and "-" percent-encoded for every other key (escaped): then the object also has the attribute `key`.
 local dkjson = require "dkjson"
@@ -99,7 +99,14 @@ end
 
 -- ---------------------------------------------------------------- the tree of a file
 
-local function new_node(path) return { is_node = true, path = path, keys = {}, values = {}, layers = {} } end
+local function new_node(path, name)
+  return { is_node = true, path = path, name = name, keys = {}, values = {}, layers = {} }
+end
+
+-- The dotted name of a key of a table.
+local function dotted(node, key)
+  return node.name == "" and tostring(key) or ("%s.%s"):format(node.name, tostring(key))
+end
 
 local function put(file, node, key, value, entry)
   if key == nil then
@@ -169,12 +176,14 @@ local function split_path(path)
   return parent == "" and "/" or parent, name
 end
 
---- The tables of a file, without any tensor's bytes.
--- @treturn table node {is_node, path, keys = list, values = {key = node | leaf}, layers}; a leaf is {value=}
+--- The tables of a file, without any tensor's bytes. Sets file.views: a list of {name = dotted name, entry}, of virtual
+-- datasets, and of views in files of ours that another tool has made real.
+-- @treturn table node {is_node, path, name, keys = list, values = {key = node | leaf}, layers}; a leaf is {value=}
 --   or {entry=, text=|nil, layer = facts|nil, leaf = last name}
 function M.tree(file)
   local own = M.is_own(file)
-  local root = new_node("/")
+  local root = new_node("/", "")
+  file.views = {}
   local places, layers = { ["/"] = { node = root, prefix = "" } }, {}
   for i, entry in ipairs(file.entries) do
     local attrs = entry.attrs
@@ -196,10 +205,12 @@ function M.tree(file)
         if own and not attrs.table then
           places[entry.path] = { node = place.node, prefix = place.prefix .. name .. "." }
         else
-          local node = new_node(entry.path)
+          local node = new_node(entry.path, dotted(place.node, key))
           put(file, place.node, key, node, entry)
           places[entry.path] = { node = node, prefix = "" }
         end
+      elseif entry.view or own and attrs.kind == "view" then
+        table.insert(file.views, { name = dotted(place.node, key), entry = entry })
       elseif own and attrs.kind == "json" then
         put_json(file, place.node, entry)
       else

@@ -1,7 +1,8 @@
 --- HDF5 files as objects, over the mc_h5_* calls of the core: a writer and a reader.
 --
 -- Knows names and attributes but not what they mean; that is format.lua's. Positions are 0-based
--- elements, as in C. A writer's file becomes visible at commit, whole, or never.
+-- elements, as in C. A writer's file becomes visible at commit, whole, or never. A writer keeps alive what
+-- C borrows: the tensors and files that it was given, until the commit is through.
 local args = require "mascon.args"
 local ffi = require "ffi"
 local lib = require "mascon.lib"
@@ -27,25 +28,81 @@ end
 local Writer = {}
 Writer.__index = Writer
 
+-- Writers whose threads run: the collector must take neither them nor what their threads read.
+local running = {}
+
 local writer_out = ffi.new "mc_h5_writer *[1]"
+local index_out = ffi.new "int64_t[1]"
+local done_out, total_out = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
+local dims_in = ffi.new "int64_t[8]"
 
 --- Begins a file; nothing is visible at `path` before commit.
-function M.create(path)
-  check(C.mc_h5_create(writer_out, path))
+-- @tparam string path
+-- @tparam table|nil opts resume_key: what is written lasts beside the file ("<path>.partial"), and a later
+--   writer with the same key, given the same calls, goes on where this one was killed
+function M.create(path, opts)
+  local key = opts and opts.resume_key
+  if key then
+    check(C.mc_h5_create_resumable(writer_out, path, key))
+  else
+    check(C.mc_h5_create(writer_out, path))
+  end
   local handle = ffi.gc(writer_out[0], C.mc_h5_discard)
-  return setmetatable({ handle = handle }, Writer)
+  return setmetatable({ handle = handle, path = path, tensors = {}, files = {} }, Writer)
+end
+
+--- Removes what dead writers of `path` left beside it; returns how many files that were.
+function M.sweep(path)
+  check(C.mc_h5_sweep(path, index_out))
+  return tonumber(index_out[0])
 end
 
 function Writer:group(path) check(C.mc_h5_group(self.handle, path)) end
 
 --- Remembers a contiguous tensor of any device; its bytes are read at commit.
-function Writer:tensor(path, t) check(C.mc_h5_tensor(self.handle, path, t.h), t) end
+function Writer:tensor(path, t)
+  self.tensors[#self.tensors + 1] = t
+  check(C.mc_h5_tensor(self.handle, path, t.h), t)
+end
 
 --- A uint8 dataset [#text] with the bytes of a string.
 function Writer:bytes(path, text) check(C.mc_h5_bytes(self.handle, path, text, #text)) end
 
+--- A dataset whose elements come in parts.
+-- @tparam string path
+-- @tparam string dtype
+-- @tparam {int,...} shape
+-- @treturn int its index, for part and part_file
+function Writer:dataset(path, dtype, shape)
+  if #shape > 8 then args.raise(("%s: '%s' has %d axes, at most 8 are wanted"):format(self.path, path, #shape)) end
+  for axis = 1, #shape do dims_in[axis - 1] = shape[axis] end
+  check(C.mc_h5_dataset(self.handle, path, tensor.parse_dtype("dataset", dtype), #shape, dims_in, index_out))
+  return tonumber(index_out[0])
+end
+
+--- The next elements of dataset `index`: those of a contiguous tensor of its dtype, written at once.
+function Writer:part(index, t) check(C.mc_h5_part(self.handle, index, t.h), t) end
+
+--- The next n elements of dataset `index`: elements [first, first + n) of an entry of an open file, copied at commit.
+function Writer:part_file(index, file, entry, first, n)
+  self.files[file] = true
+  check(C.mc_h5_part_file(self.handle, index, file.handle, entry.index, first, n))
+end
+
 --- A second name for the dataset at `target`.
 function Writer:link(path, target) check(C.mc_h5_link(self.handle, path, target)) end
+
+--- A virtual dataset [#sources, ...] over datasets of one dtype and shape that were made before.
+function Writer:view_stack(path, sources)
+  local list = ffi.new("const char *[?]", #sources)
+  for i, source in ipairs(sources) do list[i - 1] = source end
+  check(C.mc_h5_view_stack(self.handle, path, #sources, list))
+end
+
+--- A virtual dataset over source[position], 0-based along its first axis.
+function Writer:view_select(path, source, position)
+  check(C.mc_h5_view_select(self.handle, path, source, position))
+end
 
 -- Whether a number is written as int64: integral, exact in a double, and not -0.
 local function is_integer(value)
@@ -54,10 +111,10 @@ local function is_integer(value)
 end
 M.is_integer = is_integer
 
---- An attribute: an int64 for integral numbers up to 2^53, else float64, bool or fixed-size text.
+--- An attribute: an int64 for integral numbers up to 2^53 and for int64 cdata, else float64, bool or fixed-size text.
 function Writer:attr(path, name, value)
   local handle, kind = self.handle, type(value)
-  if kind == "number" and is_integer(value) then
+  if kind == "number" and is_integer(value) or kind == "cdata" then
     check(C.mc_h5_attr_int(handle, path, name, value))
   elseif kind == "number" then
     check(C.mc_h5_attr_double(handle, path, name, value))
@@ -68,19 +125,65 @@ function Writer:attr(path, name, value)
   end
 end
 
---- Writes all bytes, closes, syncs and gives the file its name. On failure there is no new file.
-function Writer:commit()
+--- At commit, before the file has its name: everything is read back from the disk and compared.
+function Writer:check_written() check(C.mc_h5_check_written(self.handle)) end
+
+--- At commit, once the file has its name: `pointer` is replaced by a file that holds `text`, as durably.
+function Writer:then_point(pointer, text) check(C.mc_h5_then_point(self.handle, pointer, text)) end
+
+--- At commit, after the pointer: the file `path` is removed; one that is not there is fine.
+function Writer:then_remove(path) check(C.mc_h5_then_remove(self.handle, path)) end
+
+-- The C handle, which the caller's next call frees.
+local function taken(self)
   local handle = ffi.gc(self.handle, nil)
   self.handle = nil
-  check(C.mc_h5_commit(handle))
+  return handle
 end
 
---- Removes what has been written so far.
-function Writer:discard()
-  if self.handle then
-    C.mc_h5_discard(ffi.gc(self.handle, nil))
-    self.handle = nil
+--- Writes all bytes, closes, syncs and gives the file its name. On failure there is no new file.
+function Writer:commit()
+  check(C.mc_h5_commit(taken(self)))
+end
+
+--- The same on a thread of its own; wait, in the end, gives the result.
+-- @tparam bool snapshot copies the tensors first, so that they may change at once; else they must stay as they are
+function Writer:start(snapshot)
+  local handle = taken(self)
+  check(C.mc_h5_commit_start(handle, snapshot and 1 or 0))
+  self.handle = handle -- without a finalizer: only wait may free it now
+  if snapshot then self.tensors = {} end
+  running[self] = true
+end
+
+--- After start: whether the thread is through, the bytes done, and those to do.
+function Writer:poll()
+  local finished = C.mc_h5_commit_poll(self.handle, done_out, total_out) ~= 0
+  return finished, tonumber(done_out[0]), tonumber(total_out[0])
+end
+
+--- After start: waits for the thread.
+-- @treturn string|nil what it failed with
+-- @treturn int|nil the status of that
+function Writer:finish()
+  local handle = self.handle
+  self.handle, running[self] = nil, nil
+  local status = C.mc_h5_commit_wait(handle)
+  if status ~= 0 then return ffi.string(C.mc_last_error()), status end
+end
+
+--- After start: waits for the thread and raises what it failed with.
+function Writer:wait()
+  local failure, status = self:finish()
+  if failure then
+    lib.last_status = status
+    args.raise(failure)
   end
+end
+
+--- Removes what has been written so far; nothing once a commit was begun.
+function Writer:discard()
+  if self.handle and not running[self] then C.mc_h5_discard(taken(self)) end
 end
 
 -- ---------------------------------------------------------------- reading
@@ -103,31 +206,46 @@ local function attr_value(a)
   return ffi.string(a.s, a.size)
 end
 
+-- Entry i of an open file as a table.
+local function entry_at(handle, i)
+  local e = C.mc_h5_get(handle, i)
+  local attrs, kind = {}, e.kind
+  local entry = { index = i, path = ffi.string(e.path), group = kind == C.MC_H5_GROUP, attrs = attrs }
+  if kind ~= C.MC_H5_GROUP then
+    local shape = {}
+    for axis = 1, e.ndim do shape[axis] = tonumber(e.shape[axis - 1]) end
+    entry.dtype, entry.shape = tensor.dtype_name[e.dtype], shape
+    entry.offset, entry.bytes, entry.object = tonumber(e.offset), tonumber(e.bytes), tonumber(e.object)
+    if e.problem ~= nil then entry.problem = ffi.string(e.problem) end
+    if kind == C.MC_H5_VIEW then entry.view = true end
+  end
+  for k = e.first_attr, e.first_attr + e.n_attrs - 1 do
+    local a = C.mc_h5_get_attr(handle, k)
+    attrs[ffi.string(a.name)] = attr_value(a)
+  end
+  return entry
+end
+
 --- Opens a file and lists all of it; no tensor's bytes are read.
--- @treturn File path, and entries: {index (0-based, for read), path, group = bool, dtype = name | nil,
---   shape, offset, bytes, object, problem, attrs = {name = value}} in order, the root group first
-function M.open(path)
-  check(C.mc_h5_open(file_out, path))
+-- @tparam string path
+-- @tparam table|nil opts prefetch = true: reading into the page cache begins at once; decode_limit: bytes that
+--   compressed datasets may decode to; seconds: that the listing may take
+-- @treturn File path, own = whether it is of mascon's own dialect, and entries: {index (0-based, for read), path,
+--   group = bool, view = true | nil, dtype = name | nil, shape, offset, bytes, object, problem, attrs =
+--   {name = value}} in order, the root group first
+function M.open(path, opts)
+  local options
+  if opts then
+    options = ffi.new "mc_h5_open_options"
+    options.size = ffi.sizeof(options)
+    options.prefetch = opts.prefetch and 1 or 0
+    options.decode_limit, options.seconds = opts.decode_limit or 0, opts.seconds or 0
+  end
+  check(C.mc_h5_open(file_out, path, options))
   local handle = ffi.gc(file_out[0], C.mc_h5_close)
   local entries = {}
-  for i = 0, tonumber(C.mc_h5_count(handle)) - 1 do
-    local e = C.mc_h5_get(handle, i)
-    local entry = { index = i, path = ffi.string(e.path), group = e.kind == C.MC_H5_GROUP, attrs = {} }
-    if not entry.group then
-      entry.dtype = tensor.dtype_name[e.dtype]
-      entry.shape = {}
-      for axis = 1, e.ndim do entry.shape[axis] = tonumber(e.shape[axis - 1]) end
-      entry.offset, entry.bytes = tonumber(e.offset), tonumber(e.bytes)
-      entry.object = tonumber(e.object)
-      if e.problem ~= nil then entry.problem = ffi.string(e.problem) end
-    end
-    for k = e.first_attr, e.first_attr + e.n_attrs - 1 do
-      local a = C.mc_h5_get_attr(handle, k)
-      entry.attrs[ffi.string(a.name)] = attr_value(a)
-    end
-    entries[i + 1] = entry
-  end
-  return setmetatable({ handle = handle, path = path, entries = entries }, File)
+  for i = 0, tonumber(C.mc_h5_count(handle)) - 1 do entries[i + 1] = entry_at(handle, i) end
+  return setmetatable({ handle = handle, path = path, own = C.mc_h5_is_own(handle) ~= 0, entries = entries }, File)
 end
 
 --- Elements [first, first + numel of t) of a dataset into contiguous t of the same dtype, row-major.

@@ -45,7 +45,8 @@ end
 -- @treturn table {ok = true, path, format = "mascon" | "hdf5", format_version, mascon_version, bytes = of all tensors,
 --   tensors = list of {name, dtype, shape, bytes, digest, offset, problem, object = equal for two names of one, layer =
 --   facts of the grouped layer around it | nil, layout = "single" | "per_expert" where it is a part of that},
---   values = list of {name, value}}, both in numeric-aware order of their dotted names
+--   values = list of {name, value}, views = list of {name, dtype, shape, problem}: virtual datasets, whose bytes are
+--   those of tensors}, all in numeric-aware order of their dotted names
 function M.inspect(path, opts)
   opts = args.options("checkpoint.inspect", opts, SPEC)
   return load.with_file("checkpoint.inspect", path, function(file, tree)
@@ -67,7 +68,12 @@ function M.inspect(path, opts)
         counted[entry.object] = true
       end
     end)
-    for _, entries in ipairs { tensors, values } do
+    local views = {}
+    for i, view in ipairs(file.views) do
+      local entry = view.entry
+      views[i] = { name = view.name, dtype = entry.dtype, shape = entry.shape, problem = entry.problem }
+    end
+    for _, entries in ipairs { tensors, values, views } do
       local order, position = {}, {}
       for i, item in ipairs(entries) do order[i] = item.name end
       for i, name in ipairs(names.sort(order)) do position[name] = i end
@@ -77,13 +83,14 @@ function M.inspect(path, opts)
     for _, item in ipairs(tensors) do item.entry = nil end
     return setmetatable({ ok = true, path = path, format = own and format.FORMAT or "hdf5",
       format_version = own and attrs.format_version or nil, mascon_version = own and attrs.mascon_version or nil,
-      bytes = bytes, tensors = tensors, values = values }, { __tostring = describe.text })
+      bytes = bytes, tensors = tensors, values = values, views = views }, { __tostring = describe.text })
   end)
 end
 
 local VERIFY_SPEC = { progress = { "function" } }
 
---- Reads every byte and compares with the digests that were stored at the save.
+--- Reads every byte and compares with the digests that were stored at the save. Views are followed to what they show,
+-- by their structure.
 -- @tparam string path
 -- @tparam table|nil opts progress = fn(bytes done, of all)
 -- @treturn table {ok, path, checked = number of datasets, damaged = list of {name, message}, unverified = list of
@@ -95,12 +102,16 @@ function M.verify(path, opts)
     local report = { path = path, checked = 0, damaged = {}, unverified = {} }
     local seen, done, total = {}, 0, 0
     for _, entry in ipairs(file.entries) do
-      if not entry.group and not entry.problem then total = total + entry.bytes end
+      if not entry.group and not entry.view and not entry.problem then total = total + entry.bytes end
     end
     for _, entry in ipairs(file.entries) do
-      if not entry.group and not entry.problem then done = done + entry.bytes end
+      local has_bytes = not entry.group and not entry.view
+      if has_bytes and not entry.problem then done = done + entry.bytes end
       if opts.progress then opts.progress(done, total) end
-      if not entry.group and not seen[entry.object] then
+      if entry.view and entry.problem then
+        table.insert(report.damaged, { name = names.show(entry.path),
+          message = "broken view: " .. names.show(entry.problem) })
+      elseif has_bytes and not seen[entry.object] then
         seen[entry.object] = true
         local name = names.show(entry.path)
         if entry.problem and (entry.dtype or entry.attrs.digest) then

@@ -17,6 +17,7 @@ local function grouping(t)
   local group = tensor.is_tensor(t) and rawget(t, "group")
   return group and group.count and group or nil
 end
+M.grouping = grouping
 
 -- Members 0 .. count-1 as one tensor [count, ...].
 local function stacked(members, group)

@@ -8,14 +8,17 @@ local autograd = require "mascon.autograd"
 local create = require "mascon.create"
 local format = require "mascon.checkpoint.format"
 local hdf5 = require "mascon.checkpoint.hdf5"
+local lazy = require "mascon.checkpoint.lazy"
 local names = require "mascon.checkpoint.plan_names"
+local pieces = require "mascon.checkpoint.pieces"
 local tensor = require "mascon.tensor"
 
 local raise, show = args.raise, args.show
 
 local M = {}
 
-local SPEC = { device = { "string", "cpu" }, only = { "string" } }
+local SPEC = { device = { "string", "cpu" }, only = { "string" }, lazy = { "boolean", false },
+  decode_limit = { "positive" }, progress = { "function" } }
 
 local Loader = {}
 Loader.__index = Loader
@@ -50,8 +53,8 @@ function Loader:block(leaf, role)
   if block ~= nil then return block or nil end
   local first = leaf.entry
   for index = 0, leaf.layer.num_gemms - 1 do
-    local entry = self.by_path[(leaf.group_path == "/" and "" or leaf.group_path) .. "/" .. role .. index]
-    if not entry or entry.group or entry.problem or entry.dtype ~= first.dtype
+    local entry = self.by_path[(leaf.group_path == "/" and "" or leaf.group_path) .. "/" .. names.member(role, index)]
+    if not entry or entry.group or entry.view or entry.problem or entry.dtype ~= first.dtype
       or not names.same_shape(entry.shape, first.shape) or #entry.shape > 7 then
       self.blocks[id] = false
       return nil
@@ -71,7 +74,11 @@ function Loader:tensor(leaf)
   local block = index and self:block(leaf, role)
   local t = block and block:select(1, index + 1)
     or create.empty(entry.shape, { dtype = entry.dtype, device = self.device })
-  self.file:read(entry, 0, t)
+  if self.on_bytes then
+    pieces.read(self.file, entry, 0, t, self.on_bytes)
+  else
+    self.file:read(entry, 0, t)
+  end
   if role then t.group = grouping(leaf, role, index, block) end
   self.made[entry.object] = t
   return t
@@ -112,20 +119,39 @@ local function check_readable(file, node)
   end
 end
 
+-- The bytes that the tensors below a node have; one with two names counts once, as it is read.
+local function bytes_below(node)
+  local total, seen = 0, {}
+  each_dataset(node, function(leaf)
+    local object = leaf.entry.object
+    if not leaf.text and not seen[object] then total = total + leaf.entry.bytes end
+    seen[object] = true
+  end)
+  return total
+end
+
 --- The Lua value of a node of a file's tree.
-function M.value(file, node, device)
+-- @tparam File file
+-- @tparam table node
+-- @tparam string|nil device default "cpu"
+-- @tparam function|nil progress fn(bytes done, of all) of the tensors
+function M.value(file, node, device, progress)
   check_readable(file, node)
   local by_path = {}
   for _, entry in ipairs(file.entries) do by_path[entry.path] = entry end
-  local loader = setmetatable({ file = file, device = device or "cpu", by_path = by_path, made = {}, blocks = {} },
-    Loader)
+  local loader = setmetatable({ file = file, device = device or "cpu", by_path = by_path, made = {}, blocks = {},
+    on_bytes = pieces.meter(progress, progress and bytes_below(node)) }, Loader)
   return autograd.no_grad(loader.value, loader, node)
 end
 
 --- Opens a file, runs fn(file, tree) and closes it, whatever happens.
-function M.with_file(what, path, fn)
+-- @tparam string what begins error messages
+-- @tparam string path
+-- @tparam function fn its results are returned
+-- @tparam table|nil opts of hdf5.open: prefetch, decode_limit
+function M.with_file(what, path, fn, opts)
   hdf5.check_path(what, path)
-  local file = hdf5.open(path)
+  local file = hdf5.open(path, opts)
   local function leave(ok, ...)
     file:close()
     if not ok then error((...), 0) end
@@ -134,26 +160,46 @@ function M.with_file(what, path, fn)
   return leave(pcall(function() return fn(file, format.tree(file)) end))
 end
 
+-- The tree without all keys but one of its outermost table.
+local function only(path, tree, key)
+  local found = tree.values[key]
+  if not found then
+    local there = {}
+    for i, name in ipairs(tree.keys) do there[i] = show(name) end
+    raise(("%s: there is no %s in it; there are: %s"):format(path, show(key), table.concat(there, ", ")))
+  end
+  return { is_node = true, keys = { key }, values = { [key] = found } }
+end
+
 --- Loads what mc.save wrote, or any plain HDF5 file (its groups as tables, its attributes as values).
 -- @tparam string path
--- @tparam table|nil opts device = "cpu"; only = "model": this key of the outermost table alone
+-- @tparam table|nil opts device = "cpu"; only = "model": this key of the outermost table alone; progress = fn(bytes
+--   done, of all), whose error ends the load; decode_limit: bytes that compressed datasets may decode to (default 16
+--   times the file); lazy = true: objects that read their tensor when asked to (lazy.lua), in its place
 -- @treturn table the nested tables; tensors have the dtypes and shapes of the file
 -- @raise at the user's line: the file and what is wrong with it
 function M.load(path, opts)
   opts = args.options("load", opts, SPEC)
   tensor.parse_device("load", opts.device)
+  local open_options = { prefetch = not opts.only and not opts.lazy, decode_limit = opts.decode_limit }
+  if opts.lazy then
+    if opts.progress then raise("load: progress has nothing to tell with lazy = true") end
+    hdf5.check_path("load", path)
+    local file = hdf5.open(path, open_options)
+    local ok, result = pcall(function()
+      local tree = format.tree(file)
+      return lazy.value(file, opts.only and only(path, tree, opts.only) or tree, opts.device, function(leaf)
+        local role, index = packed_role(leaf)
+        return role and grouping(leaf, role, index, nil)
+      end)
+    end)
+    if ok then return result end
+    file:close()
+    error(result, 0)
+  end
   return M.with_file("load", path, function(file, tree)
-    if opts.only then
-      local found = tree.values[opts.only]
-      if not found then
-        local there = {}
-        for i, key in ipairs(tree.keys) do there[i] = show(key) end
-        raise(("%s: there is no %s in it; there are: %s"):format(path, show(opts.only), table.concat(there, ", ")))
-      end
-      tree = { is_node = true, keys = { opts.only }, values = { [opts.only] = found } }
-    end
-    return M.value(file, tree, opts.device)
-  end)
+    return M.value(file, opts.only and only(path, tree, opts.only) or tree, opts.device, opts.progress)
+  end, open_options)
 end
 
 return M

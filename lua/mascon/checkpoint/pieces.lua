@@ -1,4 +1,4 @@
---- Elements of datasets in pieces of bounded size, for whoever looks at every value of a file.
+--- Elements of datasets in pieces of bounded size, for whoever looks at every value of a file or tells how far it is.
 --
 -- A reader owns one buffer of SIZE elements per dtype, so that its memory does not grow with the tensors. What
 -- it returns stands until its next fetch.
@@ -13,6 +13,34 @@ local C, check = lib.C, lib.check
 local M = {}
 
 M.SIZE = 2 ^ 19 -- elements of a piece
+
+local READ = 2 ^ 26 -- bytes of a read between two notes of progress
+
+--- Fills contiguous t from element `first` of a dataset, calling on_bytes(n) for every n bytes that are there.
+function M.read(file, entry, first, t, on_bytes)
+  local count, size = t:numel(), t:element_size()
+  local step = math.floor(READ / size)
+  if count <= step then
+    file:read(entry, first, t)
+    return on_bytes(count * size)
+  end
+  local flat = t:view(-1)
+  for at = 0, count - 1, step do
+    local n = math.min(step, count - at)
+    file:read(entry, first + at, flat:narrow(1, at + 1, n))
+    on_bytes(n * size)
+  end
+end
+
+--- fn(n) that adds up bytes and calls progress(done, total); nil where there is no progress to tell.
+function M.meter(progress, total)
+  if not progress then return nil end
+  local done = 0
+  return function(n)
+    done = done + n
+    progress(done, total)
+  end
+end
 
 local Reader = {}
 Reader.__index = Reader

@@ -10,6 +10,7 @@
 -- are complete, and the names that are reported.
 -- Rules: DESIGN.md idea 2; the numbers L1.. in the specs are those of the load rules.
 
+local experts = require("mascon.checkpoint.plan_experts")
 local fit = require("mascon.checkpoint.plan_fit")
 local names = require("mascon.checkpoint.plan_names")
 local Plan = require("mascon.checkpoint.plan_report")
@@ -20,7 +21,7 @@ local M = {}
 local OPTIONS = {
   strict = true, assign = true, verify_duplicates = true, allow_partial_experts = true, prefix = true,
   where = true, absent = true, refuse_narrowing = true, refuse_partial = true,
-  allow_mixed_dtypes = true,
+  allow_mixed_dtypes = true, experts = true, views = true,
 }
 
 local LOADED, CONVERTED, IGNORED, FAILED = "loaded", "converted", "ignored", "failed"
@@ -104,28 +105,14 @@ function Builder:index(wants, offers)
   self.by_name, self.sets, self.outside, self.stems = by_name, sets, outside, stems
 end
 
--- What a set of members is to a layer of `count` experts: present and missing numbers, surplus ones.
-local function survey(set, count)
-  local present, missing, surplus = {}, {}, {}
-  for _, index in ipairs(set.list) do
-    local list = index < count and present or surplus
-    list[#list + 1] = index
-  end
-  for index = 0, count - 1 do
-    if not set.by[index] then missing[#missing + 1] = index end
-  end
-  return { by = set.by, list = set.list, present = present, missing = missing, surplus = surplus,
-    complete = #missing == 0 }
-end
-
 -- ---------------------------------------------------------------- one entry against one place
 
--- Returns the copy of `count` elements into want at want_first, or nil after reporting nothing: the
--- caller groups problems over experts. problems is {code, text}.
-function Builder:piece(want, k, want_first, count, fitted)
+-- Returns the copy of `count` elements from the entry at offer_first into want at want_first, or nil after
+-- reporting nothing: the caller groups problems over experts. problems is {code, text}.
+function Builder:piece(want, k, want_first, count, offer_first, fitted)
   local offer = self.offers[k]
   if offer.problem then return nil, { { code = "file", text = offer.problem } } end
-  local copy = { want = want, want_first = want_first, count = count, offer = offer, offer_first = 0,
+  local copy = { want = want, want_first = want_first, count = count, offer = offer, offer_first = offer_first,
     name = self.names[k], reshape = fitted == "reshape" }
   if offer.value ~= nil and offer.dtype == nil then
     if names.numel(want.shape) ~= 1 then
@@ -155,17 +142,21 @@ end
 
 local function shape_of(offer) return offer.shape or {} end
 
+-- Which experts of the source are those of a packed want.
+function Builder:range(want) return experts.range(want, self.options.experts) end
+
 -- The whole of a want from the entry k. Returns a list of one copy, or nil after reporting.
 function Builder:whole(want, k)
   local offer, fitted = self.offers[k], nil
-  if not offer.problem then
-    if want.packed then
-      fitted = fit.packed(shape_of(offer), want, offer.packed and offer.packed.count)
-    else
-      fitted = fit.plain(shape_of(offer), want.shape)
-    end
+  local count, first = names.numel(want.shape), 0
+  if want.packed then
+    local range = self:range(want)
+    if want.packed.role ~= "scalar" then first = range.first * (count / range.count) end
+    if not offer.problem then fitted = fit.packed(shape_of(offer), want, range, offer.packed and offer.packed.count) end
+  elseif not offer.problem then
+    fitted = fit.plain(shape_of(offer), want.shape)
   end
-  local copy, problems = self:piece(want, k, 0, names.numel(want.shape), fitted)
+  local copy, problems = self:piece(want, k, 0, count, first, fitted)
   if copy then return { copy } end
   for _, problem in ipairs(problems) do
     self:fail(problem.code, self.names[k], names.show(self.names[k]) .. ": " .. problem.text)
@@ -176,21 +167,21 @@ end
 
 -- "float32 {0,2}, bfloat16 {1}" for members whose dtypes differ, else nil.
 local function mixed_dtypes(self, set)
-  local order, experts = {}, {}
+  local order, having = {}, {}
   for _, index in ipairs(set.present) do
     local offer = self.offers[set.by[index]]
     local dtype = not offer.problem and offer.dtype -- else reported already, or a plain number
     if dtype then
-      if not experts[dtype] then
-        experts[dtype] = {}
+      if not having[dtype] then
+        having[dtype] = {}
         order[#order + 1] = dtype
       end
-      table.insert(experts[dtype], index)
+      table.insert(having[dtype], index)
     end
   end
   if #order < 2 then return nil end
   for i, dtype in ipairs(order) do
-    order[i] = ("%s in %s"):format(dtype, names.ranges(experts[dtype]))
+    order[i] = ("%s in %s"):format(dtype, names.ranges(having[dtype]))
   end
   return table.concat(order, ", ")
 end
@@ -198,14 +189,14 @@ end
 -- The experts of `set.present` from an entry each. Returns a list of copies, or nil after reporting.
 function Builder:experts(want, set)
   local copies, grouped, order = {}, {}, {}
-  local per_expert = names.numel(want.shape)
+  local per_expert, range = names.numel(want.shape), self:range(want)
   if want.packed.role ~= "scalar" then per_expert = per_expert / want.packed.count end
   for i, index in ipairs(set.present) do
     local k = set.by[index]
     local offer, fitted = self.offers[k], nil
     if not offer.problem then fitted = fit.member(shape_of(offer), want) end
-    local first = want.packed.role == "scalar" and 0 or index * per_expert
-    local copy, problems = self:piece(want, k, first, per_expert, fitted)
+    local first = want.packed.role == "scalar" and 0 or (index - range.first) * per_expert
+    local copy, problems = self:piece(want, k, first, per_expert, 0, fitted)
     copies[i] = copy
     for _, problem in ipairs(problems or {}) do
       local id = problem.code .. problem.text
@@ -217,7 +208,7 @@ function Builder:experts(want, set)
     end
   end
   for _, problem in ipairs(order) do
-    self:fail(problem.code, self:full(want.name .. ("%.0f"):format(problem.list[1])),
+    self:fail(problem.code, self:full(names.member(want.name, problem.list[1])),
       self:members_text(want, problem.list) .. ": " .. problem.text)
   end
   local mixed = not self.options.allow_mixed_dtypes and mixed_dtypes(self, set)
@@ -303,10 +294,12 @@ function Builder:scalar(want, set, copies)
   return { first }
 end
 
--- All experts of a want from an entry each; `set` may be partial.
+-- All experts of a want from an entry each; `set` may be partial. Those outside the want's range are left alone.
 function Builder:from_experts(want, set)
   local copies = self:experts(want, set)
   if not copies then return end
+  mark(self.outcome, set, set.list, IGNORED)
+  if #copies == 0 then return end
   local ks = {}
   for i, index in ipairs(set.present) do ks[i] = set.by[index] end
   if want.packed.role == "scalar" then
@@ -318,29 +311,35 @@ function Builder:from_experts(want, set)
   self:accept(want, copies, ks, "per_expert")
 end
 
--- More experts than the module has: never demoted, whichever layout would have won (L8, L9).
-function Builder:surplus(want, set)
-  local highest = set.surplus[#set.surplus]
-  local count = highest == math.huge and "more than 10^15" or ("%.0f"):format(highest + 1)
+-- Another number of experts than is wanted: never demoted, whichever layout would have won (L8, L9).
+function Builder:count(want, set)
+  local count = set.highest == math.huge and "more than 10^15" or ("%.0f"):format(set.highest)
   local listed = {}
   for i, index in ipairs(set.list) do
     if index ~= math.huge then listed[i] = index end
   end
   local text = #listed > 0 and self:members_text(want, listed) or self:text(want.name)
   local holes = #set.missing > 0 and ", missing " .. names.ranges(set.missing) or ""
-  self:fail("count", self:full(want.name), ("%s: %s experts in the checkpoint%s, %.0f in the module")
-    :format(text, count, holes, want.packed.count))
+  self:fail("count", self:full(want.name), ("%s: %s experts in the checkpoint%s, %s"):format(text, count, holes,
+    experts.wanted(self:range(want))))
   mark(self.outcome, set, set.list, FAILED)
 end
 
+-- The names of a set for people: those that are wanted, where there are any.
+function Builder:set_text(want, set)
+  return self:members_text(want, #set.present > 0 and set.present or set.list)
+end
+
 function Builder:partial(want, set)
-  local count = want.packed.count
-  local message = ("%s: only %d of %.0f experts are in the checkpoint, missing %s"):format(
-    self:members_text(want, set.present), #set.present, count, names.ranges(set.missing))
+  local range = self:range(want)
+  local message = range.partly and ("%s: only %d of the %s are in the checkpoint, missing %s"):format(
+    self:set_text(want, set), #set.present, experts.text(range), names.ranges(set.missing))
+    or ("%s: only %d of %.0f experts are in the checkpoint, missing %s"):format(self:set_text(want, set),
+    #set.present, range.count, names.ranges(set.missing))
   local list = self.plan.missing
   self.plan.complete = false
   for _, index in ipairs(set.missing) do
-    list[#list + 1] = self:full(want.name .. ("%.0f"):format(index))
+    list[#list + 1] = self:full(names.member(want.name, index))
   end
   if self.options.allow_partial_experts and want.packed.role ~= "scalar" then
     self:warn(message .. "; those keep their values")
@@ -356,8 +355,7 @@ end
 function Builder:both(want, single, set)
   local own_is_single = want.packed.layout == "single"
   local use_single = own_is_single or not set.complete
-  local single_text, set_text = self:text(want.name), self:members_text(want, set.present)
-  local holes = set.complete and "" or (" (incomplete, missing %s)"):format(names.ranges(set.missing))
+  local single_text, set_text, holes = self:text(want.name), self:set_text(want, set), experts.holes(set)
   if not set.complete and self.options.refuse_partial then
     self:fail("partial", self:full(want.name), ("%s and %s%s are both in the checkpoint")
       :format(single_text, set_text, holes))
@@ -375,7 +373,7 @@ function Builder:both(want, single, set)
     self.outcome[single] = IGNORED
     -- an ignored entry with another number of experts is no second copy of this layer
     local offer = self.offers[single]
-    local fitted = not offer.problem and fit.packed(shape_of(offer), want,
+    local fitted = not offer.problem and fit.packed(shape_of(offer), want, self:range(want),
       offer.packed and offer.packed.count)
     for _, problem in ipairs(type(fitted) == "table" and fitted or {}) do
       if problem.code == "count" then
@@ -393,9 +391,9 @@ end
 
 function Builder:packed(want)
   local single, found = self.by_name[want.name], self.sets[want.name]
-  local set = found and survey(found, want.packed.count)
+  local set = found and experts.survey(found, self:range(want))
   if set and #set.surplus > 0 then
-    self:surplus(want, set)
+    self:count(want, set)
     if #set.present > 0 then self:experts(want, set) end
     if single and self:whole(want, single) then self.outcome[single] = FAILED end
   elseif single and set then
@@ -406,14 +404,31 @@ function Builder:packed(want)
     self.missing[#self.missing + 1] = want
   elseif set.complete then
     self:from_experts(want, set)
-  else
+  elseif #set.missing > 0 then
     self:partial(want, set)
+  elseif self.options.allow_partial_experts then -- this range is there, others may lie in other files
+    self:from_experts(want, set)
+  else
+    self:count(want, set)
   end
 end
 
 -- ---------------------------------------------------------------- what is left over
 
+-- Whether the source has a view of a want under any of its names.
+local function has_view(self, want)
+  local views, name = self.options.views or {}, self:full(want.name)
+  if not want.packed then return views[name] end
+  for _, index in ipairs(experts.list(self:range(want))) do
+    if views[names.member(name, index)] then return true end
+  end
+  return views[name]
+end
+
 local function missing_hint(self, want)
+  if has_view(self, want) then
+    return "there is a view of that name, but views are not read: what it shows lies in other datasets"
+  end
   if want.packed then
     return want.packed.role == "bias" and "the module was built with bias = true" or nil
   end
@@ -432,11 +447,8 @@ function Builder:report_missing()
       local text = self:text(want.name)
       if not want.optional then self.plan.complete = false end
       if want.packed and want.packed.layout == "per_expert" then
-        local all = {}
-        for index = 0, want.packed.count - 1 do
-          all[#all + 1] = index
-          list[#list + 1] = self:full(want.name .. ("%.0f"):format(index))
-        end
+        local all = experts.list(self:range(want))
+        for _, index in ipairs(all) do list[#list + 1] = self:full(names.member(want.name, index)) end
         text = self:members_text(want, all)
       else
         list[#list + 1] = self:full(want.name)
@@ -506,7 +518,9 @@ end
 -- @tparam table|nil options strict = true, assign = false | true | "strict", verify_duplicates,
 --   allow_partial_experts, refuse_partial, refuse_narrowing, allow_mixed_dtypes, prefix (only entries
 --   whose name starts with it take part), where (first word of the error text), absent (name ->
---   reason: parameters the module was built without).
+--   reason: parameters the module was built without), experts = {first, count, total} (the part of an
+--   expert-parallel rank, plan_experts.lua; the source's names outside it are `ignored`), views (name -> true:
+--   virtual datasets, which are never read).
 -- @treturn Plan {ok, copies, compare, errors = {{code, name, message}, ...}, warnings, loaded,
 --   converted, ignored, missing, unexpected, error_text}. Of the names in the source each is in one
 --   of loaded (as it is), converted (layout, dtype or bracketing changed), ignored, unexpected; `missing`
@@ -518,15 +532,20 @@ function M.make(wants, offers, options)
   for key in pairs(options) do
     if not OPTIONS[key] then error(("plan: unknown option '%s'"):format(tostring(key)), 2) end
   end
+  local why = options.experts and experts.problem(options.experts)
+  if why then error("plan: experts: " .. why, 2) end
   local plan = setmetatable({
     where = options.where or "checkpoint", copies = {}, compare = {}, errors = {}, warnings = {},
     loaded = {}, converted = {}, ignored = {}, missing = {}, unexpected = {}, complete = true,
+    experts = options.experts,
   }, Plan)
   local builder = setmetatable({
     plan = plan, options = options, strict = options.strict ~= false, prefix = options.prefix or "",
     outcome = {}, missing = {}, served = {}, adopted = {},
   }, Builder)
   builder:index(wants, offers)
+  local unused = options.experts and experts.unused(wants, options.experts)
+  if unused then builder:fail("count", "experts", unused) end
   for _, want in ipairs(wants) do
     check_want(want)
     if want.packed then builder:packed(want) else builder:plain(want) end

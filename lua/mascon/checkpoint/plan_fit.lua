@@ -5,6 +5,7 @@
 -- (row-major order is the same), or a list of {code, text} problems. Letters: G experts, N out
 -- features, K in features.
 
+local experts = require("mascon.checkpoint.plan_experts")
 local names = require("mascon.checkpoint.plan_names")
 
 local M = {}
@@ -59,9 +60,9 @@ local function shape_problem(found, wanted, hint)
     hint and "; " .. hint or "") }
 end
 
-local function count_problem(found, count, shape)
-  return { code = "count", text = ("%.0f experts in the checkpoint (shape %s), %.0f in the module")
-    :format(found, show(shape), count) }
+local function count_problem(found, range, shape)
+  return { code = "count", text = ("%.0f experts in the checkpoint (shape %s), %s"):format(found, show(shape),
+    experts.wanted(range)) }
 end
 
 local function is_transposed(a, b)
@@ -77,11 +78,11 @@ function M.plain(found, wanted)
   return { shape_problem(found, wanted, is_transposed(found, wanted) and TRANSPOSED or nil) }
 end
 
-local function packed_weight(found, wanted, marked_count)
+local function packed_weight(found, wanted, range, marked_count)
   local G, N, K = wanted[1], wanted[2], wanted[3]
   if #found == 3 then
     local problems = {}
-    if found[1] ~= G then problems[1] = count_problem(found[1], G, found) end
+    if found[1] ~= G then problems[1] = count_problem(found[1], range, found) end
     if found[2] == K and found[3] == N and N ~= K then
       problems[#problems + 1] = shape_problem(found, wanted,
         "each expert looks transposed: weights are [out_features, in_features]")
@@ -94,7 +95,7 @@ local function packed_weight(found, wanted, marked_count)
   local rows, columns = found[1], found[2]
   if marked_count and columns == K and rows == marked_count * N then
     if marked_count == G then return "reshape" end
-    return { count_problem(marked_count, G, found) }
+    return { count_problem(marked_count, range, found) }
   end
   local hint
   if rows == G * N and columns == K then
@@ -109,7 +110,7 @@ local function packed_weight(found, wanted, marked_count)
   return { shape_problem(found, wanted, hint) }
 end
 
-local function packed_bias(found, wanted)
+local function packed_bias(found, wanted, range)
   local G, N = wanted[1], wanted[2]
   if #found == 1 then
     if found[1] == G * N then return "reshape" end
@@ -121,13 +122,13 @@ local function packed_bias(found, wanted)
       return { shape_problem(found, wanted, "it looks transposed: biases are [experts, out_features]") }
     end
     local problems = {}
-    if found[1] ~= G then problems[1] = count_problem(found[1], G, found) end
+    if found[1] ~= G then problems[1] = count_problem(found[1], range, found) end
     if found[2] ~= N then problems[#problems + 1] = shape_problem(found, wanted) end
     return problems
   end
   if #found == 3 and found[2] == 1 and found[3] == N then
     if found[1] == G then return "reshape" end
-    return { count_problem(found[1], G, found) }
+    return { count_problem(found[1], range, found) }
   end
   return { shape_problem(found, wanted) }
 end
@@ -135,16 +136,18 @@ end
 --- All experts of a want in one entry.
 -- @tparam {number,...} found shape of the entry
 -- @tparam table want its packed.role says which rule holds
+-- @tparam table range of plan_experts.lua: the entry must have its total, of which the want may be a part
 -- @tparam number|nil marked_count experts a 2-D weight is declared to hold by its metadata
-function M.packed(found, want, marked_count)
+function M.packed(found, want, range, marked_count)
   local role = want.packed.role
   if role == "scalar" then
     if numel(found) == 1 then return nil end
     return { shape_problem(found, want.shape) }
   end
-  if names.same_shape(found, want.shape) then return nil end
-  if role == "weight" then return packed_weight(found, want.shape, marked_count) end
-  return packed_bias(found, want.shape)
+  local wanted = { range.total, unpack(want.shape, 2) }
+  if names.same_shape(found, wanted) then return nil end
+  if role == "weight" then return packed_weight(found, wanted, range, marked_count) end
+  return packed_bias(found, wanted, range)
 end
 
 --- One expert of a want in an entry of its own.
@@ -161,6 +164,7 @@ function M.member(found, want)
     return { shape_problem(found, wanted, is_transposed(found, wanted) and TRANSPOSED or nil) }
   end
   local N = wanted[1]
+  if #found == 0 and N == 1 then return "reshape" end
   if #found == 2 and numel(found) == N and (found[1] == 1 or found[2] == 1) then return "reshape" end
   return { shape_problem(found, wanted) }
 end

@@ -23,6 +23,9 @@ function M.split(name)
   return stem, tonumber(digits), digits
 end
 
+--- The name of one member: what split takes apart.
+function M.member(stem, index) return stem .. ("%.0f"):format(index) end
+
 --- One line of printable text for a name that may come from a stranger's file.
 function M.show(name)
   local text = tostring(name):gsub("%c", "?")
@@ -48,7 +51,7 @@ end
 
 --- "m.weight3" for one expert, "m.weight{0-3,7}" for several.
 function M.members(stem, list)
-  if #list == 1 then return M.show(stem .. ("%.0f"):format(list[1])) end
+  if #list == 1 then return M.show(M.member(stem, list[1])) end
   return M.show(stem) .. "{" .. M.ranges(list) .. "}"
 end
 

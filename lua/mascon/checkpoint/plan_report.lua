@@ -3,6 +3,7 @@
 -- The first line of an error text is the file or module, then one line per problem, each starting
 -- with its code in brackets. Pure Lua; plan.lua fills the object.
 
+local experts = require("mascon.checkpoint.plan_experts")
 local names = require("mascon.checkpoint.plan_names")
 
 local concat = table.concat
@@ -16,6 +17,15 @@ local Plan = {}
 Plan.__index = Plan
 
 local function plural(n, word) return ("%d %s%s"):format(n, word, n == 1 and "" or "s") end
+
+--- Bytes that the copies write.
+function Plan:bytes()
+  local bytes = 0
+  for _, copy in ipairs(self.copies) do
+    if not copy.adopt and not copy.skip then bytes = bytes + copy.count * (BYTES[copy.want.dtype] or 1) end
+  end
+  return bytes
+end
 
 -- Rebuilds ok and error_text after the list of errors has changed.
 function Plan:refresh()
@@ -71,9 +81,10 @@ local function rows_of(plan)
   return rows
 end
 
-local function notes_of(row)
+local function notes_of(row, range)
   local notes = {}
   local packed = row.want.packed
+  if packed and range and range.count == packed.count then notes[1] = experts.text(range) end
   if packed and packed.role ~= "scalar" and row.layout ~= packed.layout then
     notes[#notes + 1] = row.layout .. " -> " .. packed.layout
   end
@@ -93,22 +104,19 @@ local function folded(list)
 end
 
 function Plan:__tostring()
-  local lines, bytes, width, shape_width = {}, 0, 0, 0
-  for _, copy in ipairs(self.copies) do
-    if not copy.adopt then bytes = bytes + copy.count * (BYTES[copy.want.dtype] or 1) end
-  end
+  local lines, width, shape_width = {}, 0, 0
   local table_rows = {}
   for i, row in ipairs(rows_of(self)) do
     local want = row.want
     local cells = { names.show(want.name), names.shape(want.shape) .. " " .. want.dtype,
-      folded(row.sources), notes_of(row) }
+      folded(row.sources), notes_of(row, self.experts) }
     table_rows[i] = cells
     width = math.max(width, #cells[1])
     shape_width = math.max(shape_width, #cells[2])
   end
   lines[1] = ("%s: %s, %s to load, %s to copy"):format(self.where,
     self.ok and "fits" or plural(#self.errors, "problem"), plural(#table_rows, "tensor"),
-    names.bytes(bytes))
+    names.bytes(self:bytes()))
   for _, cells in ipairs(table_rows) do
     local note = cells[4] ~= "" and ("  (%s)"):format(cells[4]) or ""
     lines[#lines + 1] = concat { "  ", pad(cells[1], width), "  ", pad(cells[2], shape_width), "  <- ",

@@ -22,10 +22,11 @@ function M.compare(self, entry)
   list[#list + 1] = entry
 end
 
--- Both layouts are there: every expert of the set must equal its slice of the entry `single`.
+-- Both layouts are there: every wanted expert of the set must equal its slice of the entry `single`.
 function M.compare_layouts(self, want, single, set)
   local offer = self.offers[single]
-  local wrong = type(fit.packed(shape_of(offer), want, offer.packed and offer.packed.count)) == "table"
+  local wrong = type(fit.packed(shape_of(offer), want, self:range(want), offer.packed and offer.packed.count))
+    == "table"
   local per_expert = names.numel(want.shape) / want.packed.count
   if want.packed.role == "scalar" then per_expert = 1 end
   for _, index in ipairs(set.present) do

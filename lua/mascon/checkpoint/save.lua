@@ -3,20 +3,28 @@
 -- How tables lie in the file is format.lua's; this walks the object. Keys go out in numeric-aware order, so
 -- equal content gives equal files. Tensors that are the very same memory become one dataset with two names.
 local args = require "mascon.args"
+local async = require "mascon.checkpoint.async"
 local autograd = require "mascon.autograd"
 local format = require "mascon.checkpoint.format"
 local hdf5 = require "mascon.checkpoint.hdf5"
 local layout = require "mascon.checkpoint.layout"
+local lazy = require "mascon.checkpoint.lazy"
 local lib = require "mascon.lib"
 local names = require "mascon.checkpoint.plan_names"
+local system = require "system"
 local tensor = require "mascon.tensor"
+local tree = require "mascon.checkpoint.write"
+local views = require "mascon.checkpoint.views"
 
 local C = lib.C
 local raise, show = args.raise, args.show
 local is_tensor = tensor.is_tensor
 
 local LAYOUTS = { "as_is", "single", "per_expert" }
-local SPEC = { layout = { LAYOUTS, "as_is" } }
+local SPEC = { layout = { LAYOUTS, "as_is" }, views = { "boolean", false }, async = { "boolean", false },
+  progress = { "function" } }
+
+local POLL = 0.05 -- seconds between two looks at how far a save is
 
 local function where_text(where, key)
   return where == "" and tostring(key) or where .. "." .. tostring(key)
@@ -36,6 +44,7 @@ local function check_value(what, value, open, depth)
     tensor.want_tensor("save: " .. what, value)
     return
   end
+  if lazy.is_lazy(value) then raise(("save: %s is a lazy tensor; wanted its values, :read()"):format(what)) end
   if type(value.state_dict) == "function" then
     raise(("save: %s is a module or optimizer; save its :state_dict()"):format(what))
   end
@@ -77,134 +86,56 @@ local function sorted(entries)
   return result
 end
 
-local Saver = {}
-Saver.__index = Saver
-
--- A number that two tensors share when they are the same elements in the same order.
+-- A text that two tensors share when they are the same elements in the same order.
 local function identity(t)
+  if t:numel() == 0 then return nil end
   return table.concat({ t:storage_id(), tostring(C.mc_tensor_storage_offset(t.h)), t.dtype,
     names.shape(t:shape()), names.shape(t:stride()) }, ":")
 end
 
--- The path of a key below the group at `base`, and whether it is an escaped one. taken: path -> "leaf", "table" or
--- "part"; a part may be shared by keys of one table, all else stands alone.
-local function place(base, taken, key)
-  local parts = format.parts(key)
-  if parts then
-    local path, free = base, true
-    for i, part in ipairs(parts) do
-      path = path .. "/" .. part
-      local use = taken[path]
-      if use and (i == #parts or use ~= "part") then free = false end
-    end
-    if free then
-      path = base
-      for i, part in ipairs(parts) do
-        path = path .. "/" .. part
-        if i < #parts then taken[path] = "part" end
-      end
-      taken[path] = "leaf"
-      return path, parts[#parts], path:sub(1, #path - #parts[#parts] - 1)
-    end
-  end
-  return base .. "/" .. format.escape(key), nil, base
-end
-
-function Saver:tensor(path, t)
-  local id = t:numel() > 0 and identity(t)
-  local first = id and self.written[id]
-  if first then
-    self.writer:link(path, first)
-    return false
-  end
-  if id then self.written[id] = path end
-  self.writer:tensor(path, t:contiguous())
-  return true
-end
-
--- What a group says about a layer; its parts must agree, else the group says nothing of that part.
-function Saver:note_layer(group_path, facts)
-  local had = self.layers[group_path]
-  if not had then
-    self.layers[group_path] = facts
-    self.layer_paths[#self.layer_paths + 1] = group_path
-    return
-  end
-  for name, value in pairs(facts) do had[name] = had[name] == nil and value or had[name] end
-end
-
-local function is_small(value)
-  local kind = type(value)
-  return kind == "number" or kind == "boolean"
-    or kind == "string" and #value <= format.LONG and not value:find("\0", 1, true)
-end
-
-function Saver:small_values(path, list)
-  if #list > format.MANY then
-    local values_path = (path == "/" and "" or path) .. "/" .. format.VALUES
-    self.writer:bytes(values_path, format.encode_values(list))
-    self.writer:attr(values_path, "kind", "json")
-    return
-  end
-  for _, pair in ipairs(list) do self.writer:attr(path, format.attribute_name(pair[1]), pair[2]) end
-end
-
-function Saver:table(path, value)
-  local writer = self.writer
-  local base = path == "/" and "" or path
-  writer:group(path)
-  writer:attr(path, "table", true)
-  local entries, small = {}, {}
-  for key, entry in pairs(value) do entries[#entries + 1] = { key, entry } end
-  entries = sorted(layout.arrange(sorted(entries), self.layout))
-  local taken = {}
-  for _, pair in ipairs(entries) do
-    local key, entry = pair[1], pair[2]
-    if is_small(entry) then
-      small[#small + 1] = pair
+-- A table as write.lua takes it.
+local function entries_of(object, writer, opts)
+  local entries, result = {}, {}
+  for key, value in pairs(object) do entries[#entries + 1] = { key, value } end
+  local arranged = sorted(layout.arrange(sorted(entries), opts.layout))
+  for i, pair in ipairs(arranged) do
+    local key, value = pair[1], pair[2]
+    if is_tensor(value) then
+      result[i] = { key = key, id = identity(value), facts = function(leaf) return layout.facts(value, leaf) end,
+        dataset = function(path) writer:tensor(path, value:contiguous()) end }
+    elseif type(value) == "table" then
+      result[i] = { key = key, entries = entries_of(value, writer, opts) }
     else
-      local at, leaf, group_path = place(base, taken, key)
-      local is_new = true
-      if is_tensor(entry) then
-        is_new = self:tensor(at, entry)
-        local facts = leaf and layout.facts(entry, leaf)
-        if facts then self:note_layer(group_path == "" and "/" or group_path, facts) end
-      elseif type(entry) == "string" then
-        writer:bytes(at, entry)
-        writer:attr(at, "kind", "text")
-      else
-        self:table(at, entry)
-      end
-      if not leaf and is_new then writer:attr(at, "key", (tostring(key):gsub("%z", "?"))) end
+      result[i] = { key = key, value = value }
     end
   end
-  self:small_values(path, small)
+  for _, view in ipairs(opts.views and views.of(arranged) or {}) do result[#result + 1] = view end
+  return result
 end
 
-local function write(self, object)
-  self.writer:attr("/", "format", format.FORMAT)
-  self.writer:attr("/", "format_version", format.VERSION)
-  self.writer:attr("/", "mascon_version", lib.version)
-  self:table("/", object)
-  for _, path in ipairs(self.layer_paths) do
-    local facts, list = self.layers[path], {}
-    for name in pairs(facts) do list[#list + 1] = name end
-    table.sort(list)
-    for _, name in ipairs(list) do self.writer:attr(path, name, facts[name]) end
-  end
-  self.writer:commit()
+-- The commit by a thread, with progress(bytes done, of all) called on the way. An error of progress is raised once
+-- the thread is through: until then it reads the tensors.
+local function commit_watched(writer, progress)
+  writer:start(false)
+  local ok, err = pcall(function()
+    local finished, done, total
+    repeat
+      finished, done, total = writer:poll()
+      progress(done, total)
+      if not finished then system.sleep(POLL) end
+    until finished
+  end)
+  writer:wait()
+  if not ok then error(err, 0) end
 end
 
---- Saves an object into one file: complete at `path`, or an error and no change there.
--- @tparam string path
--- @tparam table object nested tables (keys: strings or integers) of tensors of any dtype and device, numbers,
---   strings and booleans. Integral numbers up to 2^53 are stored as int64, others as float64.
--- @tparam table|nil opts layout = "as_is" | "single" | "per_expert": the names of packed parameters in the file;
---   an optimizer's arrays are stacked in each of them
--- @raise at the user's line: what cannot be saved, by its key; the system's reason when writing fails
-local function save(path, object, opts)
+--- As save below, with prepare(writer) called before the commit, when the file is described.
+local function save_prepared(path, object, opts, prepare)
   opts = args.options("save", opts, SPEC)
   hdf5.check_path("save", path)
+  if opts.async and opts.progress then
+    raise("save: progress is for saves that wait; with async = true, h:done() gives the bytes done and in all")
+  end
   if type(object) ~= "table" or is_tensor(object) then
     raise(("save: wanted a table of what to save, got %s"):format(show(object)))
   end
@@ -212,13 +143,35 @@ local function save(path, object, opts)
     raise("save: the object is a module or optimizer; save a table with its :state_dict(), as {model = m:state_dict()}")
   end
   check_table("", object, {}, 0)
-  local saver = setmetatable({ writer = hdf5.create(path), layout = opts.layout, written = {}, layers = {},
-    layer_paths = {} }, Saver)
-  local ok, err = pcall(autograd.no_grad, write, saver, object)
+  async.settle(path)
+  local writer = hdf5.create(path)
+  local ok, result = pcall(autograd.no_grad, function()
+    tree.tree(writer, entries_of(object, writer, opts))
+    if prepare then prepare(writer) end
+    if opts.async then return async.start(writer, path) end
+    if opts.progress then return commit_watched(writer, opts.progress) end
+    writer:commit()
+  end)
   if not ok then
-    saver.writer:discard()
-    error(err, 0)
+    writer:discard()
+    error(result, 0)
   end
+  return result
 end
 
-return { save = save }
+--- Saves an object into one file: complete at `path`, or an error and no change there.
+-- A save first waits for one that runs in the background. If that failed and nobody was told, its failure is raised
+-- here and the new file is not begun; a second call begins it.
+-- @tparam string path
+-- @tparam table object nested tables (keys: strings or integers) of tensors of any dtype and device, numbers,
+--   strings and booleans. Integral numbers up to 2^53 are stored as int64, others as float64.
+-- @tparam table|nil opts layout = "as_is" | "single" | "per_expert": the names of packed parameters in the file;
+--   an optimizer's arrays are stacked in each of them. views = true: the names of the other layout are there too, as
+--   virtual datasets over the same bytes. async = true: returns once the tensors are copied, the rest is done on a
+--   thread. progress = fn(bytes done, of all): called every 50 ms
+-- @treturn nil|Handle with async = true: h:wait() raises what the save failed with, h:done() -> whether it is
+--   through, bytes done, bytes in all; h.path
+-- @raise at the user's line: what cannot be saved, by its key; the system's reason when writing fails
+local function save(path, object, opts) return (save_prepared(path, object, opts)) end
+
+return { save = save, save_prepared = save_prepared }

@@ -1,10 +1,13 @@
 --- State dicts: a module's slots as a table of names, and a table of names back into the slots.
 --
--- A slot is {name, tensor, kind = "parameter" | "buffer" | "state", packed = {count, role, layout} | nil} as
--- Module:slots() and Optimizer:slots() list them; a packed slot's name is that of the single layout. Which entry
--- goes where is plan.lua's, the copying execute.lua's; this file stands between them and Lua tables.
+-- A slot is {name, tensor, kind = "parameter" | "buffer" | "state", packed = {count, role, layout} | nil, optional,
+-- after = fn(whether it was loaded) | nil} as Module:slots() and Optimizer:slots() list them; a packed slot's name is
+-- that of the single layout. Which entry goes where is plan.lua's, the copying execute.lua's; this file stands
+-- between them and Lua tables.
 local args = require "mascon.args"
 local execute = require "mascon.checkpoint.execute"
+local experts = require "mascon.checkpoint.plan_experts"
+local lazy = require "mascon.checkpoint.lazy"
 local lib = require "mascon.lib"
 local names = require "mascon.checkpoint.plan_names"
 local planner = require "mascon.checkpoint.plan"
@@ -23,7 +26,28 @@ M.OPTIONS = {
     want = 'true, false or "strict"' },
   verify_duplicates = { "boolean", false },
   allow_partial_experts = { "boolean", false },
+  allow_mixed_dtypes = { "boolean", false },
+  refuse_partial = { "boolean", false },
+  refuse_narrowing = { "boolean", false },
+  experts = { "table", want = "a table {first =, count =, total =}" },
 }
+
+local RANGE = { first = { "natural", required = true }, count = { "positive", required = true },
+  total = { "positive", required = true } }
+
+--- The planner's options from those of a load, checked.
+-- @tparam string what begins error messages
+-- @tparam table opts as args.options gave them
+-- @tparam table more options of the planner: where, absent, views
+function M.plan_options(what, opts, more)
+  for name in pairs(M.OPTIONS) do more[name] = opts[name] end
+  if opts.experts then
+    more.experts = args.options(what .. ": experts", opts.experts, RANGE)
+    local why = experts.problem(more.experts)
+    if why then raise(("%s: experts: %s"):format(what, why)) end
+  end
+  return more
+end
 
 -- ---------------------------------------------------------------- slots -> table
 
@@ -60,7 +84,7 @@ function M.state_dict(slots, target)
       for i = 0, packed.count - 1 do
         local view = detached(member(t, i), slot, i)
         view.group.base, view.group.layer = base, base.group.layer
-        sd[slot.name .. i] = view
+        sd[names.member(slot.name, i)] = view
       end
     else
       sd[slot.name] = detached(t, slot)
@@ -78,7 +102,7 @@ function M.wants(slots, prefix)
     local t, packed = slot.tensor, slot.packed
     wants[i] = {
       name = (prefix or "") .. slot.name, tensor = t, shape = t:shape(), dtype = t.dtype, device = t.device,
-      optional = slot.optional, id = t,
+      optional = slot.optional, id = t, after = slot.after,
       packed = packed and { count = packed.count, role = packed.role, layout = packed.layout } or nil,
     }
   end
@@ -97,11 +121,16 @@ end
 local function offer_of(name, value, own)
   local kind = type(value)
   if kind == "number" then return { name = name, value = value } end
+  if lazy.is_lazy(value) then
+    return { name = name, problem = "a lazy tensor; :read() it first, or use mc.checkpoint.load_into" }
+  end
   if not is_tensor(value) then return { name = name, problem = ("a %s, not a tensor"):format(kind) } end
   tensor.want_tensor(name, value)
   local size = value:element_size()
-  local storage = value:storage_id()
+  local storage, group = value:storage_id(), rawget(value, "group")
   return {
+    -- [G * N, K] from a file that says so
+    packed = group and group.role == "weight" and group.count and not group.index and { count = group.count } or nil,
     name = name, tensor = value, shape = value:shape(), dtype = value.dtype, device = value.device,
     id = identity(value), contiguous = value:is_contiguous(), storage = storage,
     storage_first = tonumber(C.mc_tensor_storage_offset(value.h)) / size,
@@ -133,7 +162,7 @@ function M.flatten(what, sd, own)
     for _, key in ipairs(names.sort(keys)) do
       for _, entry in ipairs(by_key[key]) do
         local name = prefix == "" and key or prefix .. "." .. key
-        if type(entry) == "table" and not is_tensor(entry) then
+        if type(entry) == "table" and not is_tensor(entry) and not lazy.is_lazy(entry) then
           walk(entry, name)
         else
           offers[#offers + 1] = offer_of(name, entry, own)
@@ -171,7 +200,10 @@ end
 -- @tparam {table,...} slots
 -- @tparam table absent name -> reason, of names the target was built without
 -- @tparam table sd tensors (and numbers, for one-element slots) by name, in any layout; never changed
--- @tparam table|nil opts strict, assign, verify_duplicates, allow_partial_experts
+-- @tparam table|nil opts strict, assign, verify_duplicates, allow_partial_experts, allow_mixed_dtypes (experts of one
+--   layer may differ in dtype), refuse_partial (both layouts, one of them incomplete, is an error), refuse_narrowing
+--   (casts that round are errors), experts = {first, count, total} (only these experts of the source, for the
+--   grouped layers that have `count`; plan_experts.lua)
 -- @tparam string where begins the error text
 -- @tparam table|nil target the module, for the mark of a half-done load
 -- @treturn table {loaded, converted, ignored, missing, unexpected, warnings}
@@ -184,14 +216,13 @@ function M.load(slots, absent, sd, opts, where, target)
   for _, slot in ipairs(slots) do
     if slot.tensor:numel() > 0 then own[slot.tensor:storage_id()] = true end
   end
-  local plan = planner.make(M.wants(slots), M.flatten("load_state_dict", sd, own), {
-    strict = opts.strict, assign = opts.assign, verify_duplicates = opts.verify_duplicates,
-    allow_partial_experts = opts.allow_partial_experts, absent = absent, where = where,
-  })
+  local wants = M.wants(slots)
+  local options = M.plan_options("load_state_dict", opts, { absent = absent, where = where })
+  local plan = planner.make(wants, M.flatten("load_state_dict", sd, own), options)
   local source = execute.memory()
   if plan.ok then execute.compare(plan, source) end
   if not plan.ok then raise(plan.error_text) end
-  execute.copy(plan, source, function(message)
+  execute.copy(plan, wants, source, function(message)
     M.set_invalid(target, ("a load failed half-way: %s"):format(message))
   end)
   if plan.complete then M.set_invalid(target, nil) end

@@ -33,6 +33,11 @@ function M.answer(command, text, status)
   return M.IO
 end
 
+--- A Lua pattern that finds a text in which * is any text and ? any character.
+function M.pattern(text)
+  return (text:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", "."))
+end
+
 -- ---------------------------------------------------------------- JSON
 
 local as_is = {__tojson = function(self) return self[1] end}

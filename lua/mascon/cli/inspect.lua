@@ -9,7 +9,7 @@ local describe = require("mascon.checkpoint.describe")
 local M = {summary = "Show what is in a checkpoint or any HDF5 file."}
 
 local ORDER = {"path", "format", "format_version", "mascon_version", "bytes", "parameters", "step", "optimizer", "rng",
-  "layers", "tensors", "values", "name", "type", "dtype", "shape", "num_gemms", "in_features", "out_features",
+  "layers", "tensors", "values", "views", "name", "type", "dtype", "shape", "num_gemms", "in_features", "out_features",
   "weight_layout", "bias_layout", "optimizer_state", "layout", "offset", "digest", "problem", "stats", "count", "min",
   "max", "mean", "std", "zeros", "nan", "inf", "value"}
 
@@ -35,15 +35,10 @@ end
 
 -- ---------------------------------------------------------------- what is shown
 
--- A Lua pattern that finds a text with * and ? in it.
-local function pattern_of(text)
-  return (text:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", "."))
-end
-
 -- Keeps what matches.
 local function restrict(report, text)
-  local pattern = pattern_of(text)
-  for _, key in ipairs{"tensors", "values"} do
+  local pattern = files.pattern(text)
+  for _, key in ipairs{"tensors", "values", "views"} do
     local kept = {}
     for _, item in ipairs(report[key]) do
       if item.name:find(pattern) then kept[#kept + 1] = item end
@@ -54,7 +49,8 @@ end
 
 local function json_report(report, facts)
   local result = {path = report.path, format = report.format, format_version = report.format_version,
-    mascon_version = report.mascon_version, bytes = report.bytes, tensors = {}, values = report.values}
+    mascon_version = report.mascon_version, bytes = report.bytes, tensors = {}, values = report.values,
+    views = report.views}
   for key, value in pairs(facts) do result[key] = value end
   for i, item in ipairs(report.tensors) do
     local copy = {}

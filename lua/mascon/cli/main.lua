@@ -12,7 +12,7 @@ if not found then
 end
 
 local USAGE = 2
-local names = {"inspect", "diff", "verify", "doctor", "repl", "version"}
+local names = {"convert", "inspect", "diff", "verify", "doctor", "repl", "version"}
 
 local commands = {}
 for _, name in ipairs(names) do commands[name] = require("mascon.cli." .. name) end

@@ -4,14 +4,15 @@ local files = require("mascon.cli.files")
 local words = require("mascon.checkpoint.words")
 local help = require("mascon.cli.help")
 
-local M = {summary = "Check a checkpoint's bytes against its digests."}
+local M = {summary = "Check a checkpoint's bytes against its digests, and its views."}
 
 local ORDER = {"path", "ok", "checked", "damaged", "unverified", "duplicates", "name", "message", "experts"}
 
 function M.options(command)
   command:argument("file", "A checkpoint.")
   command:flag("--json", "The report as one JSON object.")
-  help.example(command, "mascon verify runs/kjv/ckpt/step_0001000.h5")
+  help.example(command, "mascon verify runs/kjv/ckpt/step_0001000.h5",
+    "Exit status: 0 all is as it was written, 1 damage or a broken view, 2 a usage error, 3 not readable, 4 I/O.")
 end
 
 -- What is suspicious, on standard error: it changes no status.

@@ -452,7 +452,8 @@ mc_status mc_h5_create(mc_h5_writer **out, const char *path);
 /* The same under the lasting name "<path>.partial", with the finished datasets noted in
  * "<path>.journal". A later writer with an equal `key`, which is given the same calls, goes on
  * where that one was killed: commit takes over what is noted after checking its digest. Another key
- * starts afresh. Fails while another process writes there. */
+ * starts afresh. Fails while another process writes there (one that was just killed is waited for,
+ * up to a second). */
 mc_status mc_h5_create_resumable(mc_h5_writer **out, const char *path, const char *key);
 mc_status mc_h5_group(mc_h5_writer *w, const char *path);
 /* A dataset with the tensor's bytes: contiguous, any device. */
@@ -467,14 +468,15 @@ mc_status mc_h5_dataset(mc_h5_writer *w, const char *path, int dtype, int ndim,
 mc_status mc_h5_part(mc_h5_writer *w, int64_t index, const mc_tensor *t);
 /* The next n elements of dataset `index`: elements [first, first + n) of entry `entry` of an open
  * file, same dtype; copied at commit, by bounded memory. Where they are a whole dataset of that
- * file with a digest, commit fails if they do not match it. */
+ * file with a digest and do not match it, commit fails with MC_EFORMAT. */
 typedef struct mc_h5_file mc_h5_file;
 mc_status mc_h5_part_file(mc_h5_writer *w, int64_t index, mc_h5_file *f, int64_t entry,
                           int64_t first, int64_t n);
 /* A second hard link on a dataset. */
 mc_status mc_h5_link(mc_h5_writer *w, const char *path, const char *target);
 /* Virtual datasets over datasets that were made before: [n, ...] of n sources of one dtype and
- * shape, and source[position] (0-based along its first axis). */
+ * shape, and source[position] (0-based along its first axis). Their attribute kind = "view" tells
+ * them from data where another tool has made them real. */
 mc_status mc_h5_view_stack(mc_h5_writer *w, const char *path, int64_t n,
                            const char *const *sources);
 mc_status mc_h5_view_select(mc_h5_writer *w, const char *path, const char *source,
@@ -492,23 +494,27 @@ mc_status mc_h5_check_written(mc_h5_writer *w);
  */
 mc_status mc_h5_then_point(mc_h5_writer *w, const char *pointer, const char *text);
 mc_status mc_h5_then_remove(mc_h5_writer *w, const char *path);
-/* Bytes, digests, structure, fsync, rename, fsync of the folder; frees w, whatever happens. */
+/* Bytes, digests, structure, fsync, rename, fsync of the folder; frees w, whatever happens, save
+ * for MC_EINVAL of a writer that is not to be committed here: its commit has begun, or it belongs
+ * to the parent of this process. That goes for start and wait too. */
 mc_status mc_h5_commit(mc_h5_writer *w);
 /* The same on a thread of its own. snapshot: the tensors are copied first, so that they may change
  * and be freed once this returns; without it they must be left alone until wait. On failure w is
- * freed and nothing runs. */
+ * freed and nothing runs. The end of the process waits for the thread. */
 mc_status mc_h5_commit_start(mc_h5_writer *w, int snapshot);
-/* 1 when the thread is through, 0 before; bytes done and to do. Either pointer may be NULL. */
+/* 1 when the thread is through, 0 before, -1 with a message when none was started in this process;
+ * bytes done and to do. Either pointer may be NULL. */
 int mc_h5_commit_poll(mc_h5_writer *w, int64_t *done, int64_t *total);
 /* Waits for the thread, gives commit's result and frees w. */
 mc_status mc_h5_commit_wait(mc_h5_writer *w);
-/* Removes what was written (a resumable file is kept); frees w; NULL is fine. Not after start. */
+/* Removes what was written (a resumable file is kept); frees w; NULL is fine. After start: waits
+ * for the thread, whose file stays. In a child of fork: frees w's memory only. */
 void mc_h5_discard(mc_h5_writer *w);
 /* Removes what dead writers of `path` left beside it; *removed is their number. Partial files of
  * resumable writers stay. */
 mc_status mc_h5_sweep(const char *path, int64_t *removed);
 
-/* -- HDF5 files: reading (io/file.c) ------------------------------------------------------------
+/* -- HDF5 files: reading (io/file.c, io/read.c) ------------------------------------------------
  */
 /* Files are untrusted: a helper program reads their structure, under limits. */
 
@@ -542,7 +548,7 @@ typedef struct mc_h5_open_options {
     uint32_t size;        /* sizeof(mc_h5_open_options) */
     int32_t prefetch;     /* 1: begins to read the file into the page cache while it is listed */
     int64_t decode_limit; /* bytes that all datasets which need decoding may have together; 0: 16
-                             times the file's size and 64 MiB */
+                             times the file's size, and 64 MiB for the sake of small files */
     double seconds;       /* that the helper may take to list the file; 0: 120 */
 } mc_h5_open_options;
 /* Lists the tree as one flat table; no payload is read. opts: NULL for the defaults. */
@@ -555,8 +561,19 @@ int64_t mc_h5_count(const mc_h5_file *f);
 const mc_h5_entry *mc_h5_get(const mc_h5_file *f, int64_t i);
 const mc_h5_attr *mc_h5_get_attr(const mc_h5_file *f, int64_t i);
 /* Elements [first, first + t's count) of entry i, row-major, into contiguous t of the same dtype,
- * straight from the file's bytes. */
+ * straight from the file's bytes. Decoding may take 10 s and a second for each MB; a dataset that
+ * failed to decode fails the same way from then on. */
 mc_status mc_h5_read(mc_h5_file *f, int64_t i, int64_t first, mc_tensor *t);
+/* Elements [first, first + count) of an entry (0-based, as in mc_h5_get) into elements
+ * [target_first, target_first + count) of a contiguous target of the same dtype. */
+typedef struct mc_h5_stretch {
+    int64_t entry, first, count;
+    mc_tensor *target;
+    int64_t target_first;
+} mc_h5_stretch;
+/* Many of them, in the order of the file and by all threads; what they fill must lie apart. All are
+ * checked before the first byte is read; after a later failure any of them may be filled. */
+mc_status mc_h5_read_many(mc_h5_file *f, const mc_h5_stretch *list, int64_t n);
 /* xxh3-128 of the entry's bytes as 32 hex digits into digest[33]. */
 mc_status mc_h5_digest(mc_h5_file *f, int64_t i, char *digest);
 

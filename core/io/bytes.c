@@ -19,11 +19,17 @@
 
 /* Small enough to stay in a core's cache between read and hash, large enough for few calls. */
 enum { PIECE = 1 << 20 };
-/* Of a read by threads, taken one by one: they wake one after the other, and 4 MB last no longer
- * than 20 wakings. */
-enum { READ_PIECE = 1 << 19 };
+/* Of reads by threads, bytes that one takes at a time: enough for few calls, and so little that all
+ * end together, after at least so many takes each. */
+enum { TAKE_LEAST = 1 << 19, TAKE_MOST = 1 << 22, TAKES = 8 };
 /* Host memory for tensors of other devices. */
 enum { STAGE = 1 << 24 };
+
+enum { PAGE = 4096 };
+
+static int64_t pages(int64_t bytes) {
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
 
 const char *mci_io_reason(int error, char *text, int64_t size) {
     if (error == MCI_IO_EOF) {
@@ -90,21 +96,105 @@ int mci_pread(int fd, void *dst, int64_t n, int64_t offset) {
     return 0;
 }
 
-int mci_pread_threads(int fd, void *dst, int64_t n, int64_t offset) {
-    int64_t pieces = (n + READ_PIECE - 1) / READ_PIECE;
-    if (pieces <= 2) return mci_pread(fd, dst, n, offset);
-    int error = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(mci_threads(n))
-    for (int64_t i = 0; i < pieces; i++) {
-        int64_t first = i * READ_PIECE;
-        int64_t bytes = n - first < READ_PIECE ? n - first : READ_PIECE;
-        int one = mci_pread(fd, (char *)dst + first, bytes, offset + first);
-        if (one != 0) {
-#pragma omp atomic write
-            error = one;
+/* -- many reads ---------------------------------------------------------------------------------
+ */
+
+/* What is left of a list of extents; threads take from it in the order of the file. */
+typedef struct reads {
+    int fd;
+    const mci_extent *list;
+    int64_t n, take; /* bytes at a time */
+    int64_t next, within;
+    int64_t failed; /* the lowest number of a failure, and its error */
+    int error;
+} reads;
+
+/* The next bytes to be read: *from bytes into extent *first and on, *bytes in all; 0 when there
+ * are no more. */
+static int take_reads(reads *r, int64_t *first, int64_t *from, int64_t *bytes) {
+    *first = r->next;
+    *from = r->within;
+    *bytes = 0;
+    if (r->error != 0) return 0;
+    while (r->next < r->n && *bytes < r->take) {
+        int64_t left = r->list[r->next].bytes - r->within, room = r->take - *bytes;
+        if (left > room) {
+            r->within += room;
+            *bytes += room;
+        } else {
+            r->next++;
+            r->within = 0;
+            *bytes += left;
         }
     }
-    return error;
+    return *bytes > 0;
+}
+
+/* What take_reads gave. 0, or an error with *failed. */
+static int do_reads(const reads *r, int64_t i, int64_t from, int64_t bytes, int64_t *failed) {
+    while (bytes > 0) {
+        const mci_extent *e = &r->list[i];
+        char *dst = e->dst + from;
+        int64_t offset = e->offset + from, run = 0, whole = i;
+        /* neighbours in the file and in memory are one read */
+        do {
+            int64_t left = e->bytes - from;
+            run += left < bytes - run ? left : bytes - run;
+            from = 0;
+            e = &r->list[++i < r->n ? i : whole];
+        } while (run < bytes && e->offset == offset + run && e->dst == dst + run);
+        for (int64_t done = 0; done < run;) {
+            ssize_t got = pread(r->fd, dst + done, (size_t)(run - done), offset + done);
+            if (got > 0) done += got;
+            if (got > 0 || (got < 0 && errno == EINTR)) continue;
+            while (whole + 1 < i && r->list[whole + 1].offset <= offset + done) whole++;
+            *failed = r->list[whole].number;
+            return got < 0 ? errno : MCI_IO_EOF;
+        }
+        bytes -= run;
+    }
+    return 0;
+}
+
+static int by_offset(const void *a, const void *b) {
+    int64_t x = ((const mci_extent *)a)->offset, y = ((const mci_extent *)b)->offset;
+    return (x > y) - (x < y);
+}
+
+int mci_pread_many(int fd, mci_extent *list, int64_t n, int64_t *failed) {
+    int64_t total = 0, sorted = 1;
+    for (int64_t i = 0; i < n; i++) {
+        total += list[i].bytes;
+        sorted &= i == 0 || list[i - 1].offset <= list[i].offset;
+    }
+    if (!sorted) qsort(list, (size_t)n, sizeof *list, by_offset);
+    int threads = total < 2 * TAKE_LEAST ? 1 : mci_threads(total);
+    reads r = {.fd = fd, .list = list, .n = n, .take = total / (threads * TAKES)};
+    if (r.take < TAKE_LEAST) r.take = TAKE_LEAST;
+    if (r.take > TAKE_MOST) r.take = TAKE_MOST;
+    r.take = pages(r.take);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (int more = 1; more;) {
+        int64_t first, from, bytes, one = -1;
+#pragma omp critical(mascon_reads)
+        more = take_reads(&r, &first, &from, &bytes);
+        int error = more ? do_reads(&r, first, from, bytes, &one) : 0;
+        if (error != 0) {
+#pragma omp critical(mascon_reads)
+            if (r.error == 0 || one < r.failed) {
+                r.error = error;
+                r.failed = one;
+            }
+        }
+    }
+    *failed = r.failed;
+    return r.error;
+}
+
+int mci_pread_threads(int fd, void *dst, int64_t n, int64_t offset) {
+    mci_extent all = {.offset = offset, .bytes = n, .dst = dst};
+    int64_t failed;
+    return mci_pread_many(fd, &all, 1, &failed);
 }
 
 int mci_claim(int fd, int64_t n) {
@@ -139,12 +229,6 @@ int mci_digest_file(int fd, int64_t n, int64_t offset, char *text) {
 }
 
 /* -- snapshot ---------------------------------------------------------------------------------- */
-
-enum { PAGE = 4096 };
-
-static int64_t pages(int64_t bytes) {
-    return (bytes + PAGE - 1) / PAGE * PAGE;
-}
 
 static const char *host_bytes(const mci_source *s) {
     const char *base = s->host;
@@ -183,14 +267,13 @@ static mc_status copy_device(char *dst, const mci_source *s) {
 }
 
 mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *size) {
-    int64_t *at = malloc((size_t)(n + 1) * sizeof *at), total = 0, host = 0;
+    int64_t *at = malloc((size_t)(n + 1) * sizeof *at), total = 0;
     *block = NULL;
     *size = 0;
     if (!at) return mci_fail(MC_ENOMEM, "snapshot: no memory to list %lld sources", (long long)n);
     for (int64_t i = 0; i < n; i++) {
         at[i] = total;
         if (!sources[i].file) total += pages(sources[i].bytes);
-        if (host_bytes(&sources[i])) host += sources[i].bytes;
     }
     at[n] = total;
     void *p = total > 0 ? mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE,
@@ -205,7 +288,7 @@ mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *si
     }
     if (total > 0) madvise(p, (size_t)total, MADV_HUGEPAGE); /* else a page fault per 4 KiB */
     int64_t pieces = (total + STAGE - 1) / STAGE;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(mci_threads(host))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(mci_threads(total))
     for (int64_t i = 0; i < pieces; i++)
         copy_stretch(p, i * STAGE, i + 1 < pieces ? (i + 1) * STAGE : total, sources, at, n);
     mc_status status = MC_OK;

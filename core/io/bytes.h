@@ -23,6 +23,15 @@ int mci_pwrite(int fd, const void *src, int64_t n, int64_t offset);
 int mci_pread(int fd, void *dst, int64_t n, int64_t offset);
 /* The same by several threads. */
 int mci_pread_threads(int fd, void *dst, int64_t n, int64_t offset);
+/* Many of them, in the order of the file, which the list gets; what lies side by side in file and
+ * memory as one. Their memory must lie apart. 0, or an error with the lowest `number` of those that
+ * failed; the others may have been left unread then. */
+typedef struct mci_extent {
+    int64_t offset, bytes;
+    char *dst;
+    int64_t number; /* the caller's */
+} mci_extent;
+int mci_pread_many(int fd, mci_extent *list, int64_t n, int64_t *failed);
 /* Claims the file's first n bytes, so that a full disk shows before the work; its length stays.
  * 0 also where the file system cannot tell. */
 int mci_claim(int fd, int64_t n);
@@ -57,7 +66,13 @@ typedef struct mci_pump {
     /* After a job's last byte was written, from any thread but one at a time, in any order; 0 or
      * an errno. NULL: nobody asks. */
     int (*on_job)(void *data, int64_t job);
-    void *data;
+    /* Other work for the calling thread while the others go on, a bit at a time and before any
+     * `meanwhile`; 1 while there is more. Not called where there are no others. */
+    int (*at_first)(void *data);
+    /* As on_job, but from the calling thread, while the others go on, and not of every job: what
+     * has to be done about the others is done afterwards. */
+    void (*meanwhile)(void *data, int64_t job);
+    void *data; /* of all three */
     /* After a failure: */
     int64_t failed;     /* the job */
     int error;          /* errno, 0 when `message` is complete in itself */
@@ -66,7 +81,8 @@ typedef struct mci_pump {
 
 /* Writes and hashes all jobs into fd by several threads, past the page cache where `path` (the
  * file that fd has open) allows it. Memory used beside the sources stays under 32 MiB. The first
- * failure stops the rest: MC_EIO (or what the source's read gave), described in *pump; the thread's
+ * failure stops the rest: MC_EIO, MC_EFORMAT for a source that does not match its digest, or what
+ * the source's read gave, described in *pump; the thread's
  * message is not set. */
 mc_status mci_write_jobs(int fd, const char *path, mci_write_job *jobs, int64_t n, mci_pump *pump);
 

@@ -19,7 +19,8 @@
 #include "status.h"
 #include "writer.h"
 
-enum { HEAD = 4096, WINDOW = 1 << 20 };
+/* WINDOW: the most that is copied at once; AHEAD: the least that is read, for gaps that follow. */
+enum { HEAD = 4096, WINDOW = 1 << 20, AHEAD = 1 << 14 };
 
 const mci_hdf5_api *mci_hdf5(void) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -61,8 +62,9 @@ typedef struct window {
 static int copy_gap(const mc_h5_writer *w, window *in, int64_t from, int64_t to, int64_t length) {
     while (from < to) {
         if (from < in->from || from >= in->to) {
+            int64_t n = to - from < AHEAD ? AHEAD : to - from < WINDOW ? to - from : WINDOW;
             in->from = from;
-            in->to = length - from < WINDOW ? length : from + WINDOW;
+            in->to = length - from < n ? length : from + n;
             int error = mci_pread(w->memory, in->bytes, in->to - from, from);
             if (error != 0) return error;
         }
@@ -154,9 +156,9 @@ static mc_status check_listing(const mc_h5_writer *w, const mc_h5_file *f) {
     }
     qsort(sets, (size_t)n, sizeof *sets, by_path);
     mc_status status = MC_OK;
-    if (n < w->n)
+    if (n != w->n + w->links)
         status = mci_fail(MC_EIO, "%s: not saved: %lld datasets were written, %lld read back",
-                          w->file.name, (long long)w->n, (long long)n);
+                          w->file.name, (long long)(w->n + w->links), (long long)n);
     for (int64_t i = 0; i < w->n && status == MC_OK; i++) {
         mc_h5_entry wanted = {.path = w->items[i].path};
         const mc_h5_entry *key = &wanted;
@@ -258,7 +260,7 @@ static mc_status add_then(mc_h5_writer *w, const char *op, mci_then **list, cons
                           has_text ? ", or no text" : "");
     } else {
         t = calloc(1, sizeof *t);
-        if (t) t->path = strdup(path);
+        if (t) t->path = mci_absolute(path);
         if (t && has_text) t->text = strdup(text);
         if (!t || !t->path || (has_text && !t->text)) {
             if (t) free(t->path);
@@ -266,13 +268,7 @@ static mc_status add_then(mc_h5_writer *w, const char *op, mci_then **list, cons
             status = mci_os_failure(w->file.name, "", ENOMEM);
         }
     }
-    if (status != MC_OK) {
-        if (w->failed == MC_OK) {
-            w->failed = status;
-            w->failure = strdup(mc_last_error());
-        }
-        return status;
-    }
+    if (status != MC_OK) return mci_writer_noted(w, status);
     while (*list) list = &(*list)->next;
     *list = t;
     return MC_OK;
@@ -300,6 +296,32 @@ static int note_job(void *data, int64_t job) {
     return mci_journal_note(w->journal, job, &w->jobs[job]);
 }
 
+/* The structure learns item i's digest, if it does not have it. */
+static mc_status say_digest(mc_h5_writer *w, int64_t i) {
+    mci_item *it = &w->items[i];
+    const char *digest = w->jobs[i].digest;
+    if (strcmp(it->said, digest) == 0) return MC_OK;
+    mc_status status = w->api->digest(w->out, it->path, digest);
+    if (status == MC_OK) memcpy(it->said, digest, sizeof it->said);
+    return status;
+}
+
+static int make_view_meanwhile(void *data) {
+    mc_h5_writer *w = data;
+    return mci_views_left(w) && mci_views_make_next(w) == MC_OK && mci_views_left(w);
+}
+
+/* Digests are written in the items' order, whatever order their bytes come in: so libhdf5 gets the
+ * same calls at any timing. A failure comes again when all are gone through. */
+static void say_digests_meanwhile(void *data, int64_t job) {
+    mc_h5_writer *w = data;
+    w->items[job].written = 1;
+    while (w->n_said < w->n && (w->items[w->n_said].written || w->jobs[w->n_said].done)) {
+        if (mci_views_left(w) || say_digest(w, w->n_said) != MC_OK) return;
+        w->n_said++;
+    }
+}
+
 static mc_status write_tensors(mc_h5_writer *w) {
     int64_t size = 0;
     mc_status status = w->api->size(w->out, &size);
@@ -309,8 +331,10 @@ static mc_status write_tensors(mc_h5_writer *w) {
     if (w->journal) {
         mci_journal_take_over(w->journal, w->file.fd, w->jobs, w->n);
         w->pump.on_job = note_job;
-        w->pump.data = w;
     }
+    w->pump.at_first = make_view_meanwhile;
+    w->pump.meanwhile = say_digests_meanwhile;
+    w->pump.data = w;
     status = mci_write_jobs(w->file.fd, w->file.temp, w->jobs, w->n, &w->pump);
     error = w->journal ? mci_journal_flush(w->journal) : 0;
     if (status != MC_OK) return pump_failure(w, status, &w->pump);
@@ -329,8 +353,8 @@ static mc_status prepare(mc_h5_writer *w) {
 
 static mc_status save(mc_h5_writer *w) {
     mc_status status = write_tensors(w);
-    for (int64_t i = 0; i < w->n && status == MC_OK; i++)
-        status = w->api->digest(w->out, w->items[i].path, w->jobs[i].digest);
+    if (status == MC_OK) status = mci_views_make(w);
+    for (; w->n_said < w->n && status == MC_OK; w->n_said++) status = say_digest(w, w->n_said);
     if (status != MC_OK) return status;
     mci_h5_out *out = w->out;
     w->out = NULL;

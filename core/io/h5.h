@@ -10,7 +10,7 @@
 
 #include "backend.h"
 
-enum { MCI_HDF5_ABI = 2 };
+enum { MCI_HDF5_ABI = 3 };
 
 /* Bounds of what is written and read. A path's depth is its number of parts. */
 enum {
@@ -43,12 +43,13 @@ typedef struct mci_hdf5_api {
     /* Makes an HDF5 file of the existing empty file `name`, a name of the caller's memory file. */
     mc_status (*create)(mci_h5_out **out, const char *name, const char *label);
     mc_status (*group)(mci_h5_out *o, const char *path);
-    /* A contiguous dataset with attributes `dtype` and `digest` (zeros as yet); *offset is where
-     * its bytes belong, -1 when it has none. */
+    /* A contiguous dataset with attributes `dtype` and `digest` (32 digits, which may be changed
+     * later); *offset is where its bytes belong, -1 when it has none. */
     mc_status (*dataset)(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
-                         int64_t *offset);
+                         const char *digest, int64_t *offset);
     mc_status (*link)(mci_h5_out *o, const char *path, const char *target);
-    /* Virtual datasets, as mc_h5_view_stack and mc_h5_view_select; attribute `dtype`. */
+    /* Virtual datasets, as mc_h5_view_stack and mc_h5_view_select; attributes `dtype` and
+     * `kind`. */
     mc_status (*view_stack)(mci_h5_out *o, const char *path, int64_t n, const char *const *sources);
     mc_status (*view_select)(mci_h5_out *o, const char *path, const char *source, int64_t position);
     mc_status (*attr)(mci_h5_out *o, const char *path, const mc_h5_attr *attr);

@@ -49,7 +49,7 @@ static mc_status read_attr(mci_h5_walk *s, hid_t attr, hid_t type, mci_h5_attr_r
         }
         row->attr.kind = MC_H5_STRING;
         row->attr.size = (int32_t)n;
-        mc_status status = ok ? mci_h5_add_chars(s, text, n, &row->text) : MC_OK;
+        mc_status status = ok ? mci_h5_add_chars(s, text, n, &s->values, &row->text) : MC_OK;
         free(text);
         if (status != MC_OK) return status;
     } else {
@@ -87,9 +87,10 @@ static mc_status keep(mci_h5_walk *s, const char *name, size_t length, mci_h5_at
     if (!mci_h5_grow(&s->attrs, &s->attrs_room, s->n_attrs, sizeof *s->attrs) ||
         s->n_attrs == INT32_MAX)
         return mci_h5_no_memory();
-    mc_status status = mci_h5_add_chars(s, name, length, &row->name);
+    mc_status status = mci_h5_add_chars(s, name, length, &s->names, &row->name);
     if (status != MC_OK) return status;
-    s->reply_left -= (int64_t)sizeof(mci_scan_attr);
+    status = mci_h5_count(s, MCI_COST_ATTR);
+    if (status != MC_OK) return status;
     s->sent_chars += (int64_t)length + 1 + (row->text >= 0 ? row->attr.size + 1 : 0);
     s->attrs[s->n_attrs++] = *row;
     return MC_OK;

@@ -20,8 +20,6 @@
 #include "dtype.h"
 #include "h5walk.h"
 
-enum { PIECE_SECONDS = 600 }; /* of processor time for one part of a decoded dataset */
-
 static char message[MCI_SCAN_MESSAGE];
 static mci_scan_start start;
 static hid_t file = H5I_INVALID_HID;
@@ -106,7 +104,7 @@ static int limit(int resource, int64_t most) {
     if (bound.rlim_max != RLIM_INFINITY && (rlim_t)most > bound.rlim_max)
         most = (int64_t)bound.rlim_max;
     bound.rlim_cur = (rlim_t)most;
-    /* the hard limit of time stays: decoding takes more of it, a part at a time */
+    /* the hard limit of time stays: each request for decoding has its own */
     if (resource != RLIMIT_CPU) bound.rlim_max = (rlim_t)most;
     return setrlimit(resource, &bound) == 0;
 }
@@ -173,7 +171,7 @@ static void answer_list(const mci_scan_request *request) {
     memset(&walk, 0, sizeof walk);
     walk.start = &start;
     walk.decode_left = request->decode_limit;
-    walk.reply_left = request->reply_limit - (int64_t)sizeof(mci_scan_listing);
+    walk.memory_left = request->memory_limit;
     mc_status status = mci_h5_scan(&walk, file);
     if (status == MC_OK) {
         put_header(MC_OK, mci_h5_sent_bytes(&walk));
@@ -188,7 +186,6 @@ static void answer_list(const mci_scan_request *request) {
 static void put_part(const void *bytes, size_t n) {
     put_header(MC_OK, (int64_t)n);
     put(bytes, n);
-    limit_time(PIECE_SECONDS);
 }
 
 static void answer_decode(const mci_scan_request *request) {
@@ -196,7 +193,7 @@ static void answer_decode(const mci_scan_request *request) {
     if (request->path < 2 || request->path > sizeof path || !known(request->dtype)) _exit(4);
     get(path, request->path);
     path[request->path - 1] = '\0';
-    limit_time(PIECE_SECONDS);
+    limit_time(request->seconds);
     mc_status status =
         mci_h5_decode(file, path, request->dtype, request->first, request->n, put_part);
     if (status != MC_OK) put_failure(status);

@@ -56,7 +56,7 @@ hid_t mci_h5_access(int writing);
 mc_status mci_h5_create(mci_h5_out **out, const char *name, const char *label);
 mc_status mci_h5_group(mci_h5_out *o, const char *path);
 mc_status mci_h5_dataset(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
-                         int64_t *offset);
+                         const char *digest, int64_t *offset);
 mc_status mci_h5_link(mci_h5_out *o, const char *path, const char *target);
 mc_status mci_h5_view_stack(mci_h5_out *o, const char *path, int64_t n, const char *const *sources);
 mc_status mci_h5_view_select(mci_h5_out *o, const char *path, const char *source, int64_t position);

@@ -53,7 +53,7 @@ static int by_name(const void *a, const void *b, void *chars) {
 /* The names in a group, sorted. */
 static mc_status list_children(mci_h5_walk *s, hid_t group, children *c) {
     c->limit = MCI_H5_MAX_OBJECTS - s->links;
-    c->chars_limit = s->reply_left;
+    c->chars_limit = s->memory_left;
     herr_t stopped = iterate_links(group, H5_INDEX_NAME, H5_ITER_NATIVE, NULL, note_link, c);
     if (stopped < 0) return mci_h5_fail(MC_EFORMAT, "cannot list group '%s'", s->path);
     if (c->no_memory) return mci_h5_no_memory();

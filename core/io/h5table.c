@@ -1,7 +1,7 @@
 /* h5table.c: the table that the walk fills, and its way to the parent.
  *
- * Reading texts and rows costs a file nothing per byte (a path repeats all groups above it), so
- * what the reply would take is counted as it grows, and bounded.
+ * Rows and texts cost a file next to nothing (a path repeats all groups above it), so what becomes
+ * of them in the parent's Lua is counted as the table grows, and bounded (MCI_COST_*).
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,36 +25,40 @@ int mci_h5_grow(void *array, int64_t *room, int64_t n, size_t size) {
     return 1;
 }
 
-/* Counts n more bytes of the reply. */
-static mc_status count(mci_h5_walk *s, int64_t n) {
-    s->reply_left -= n;
-    if (s->reply_left >= 0) return MC_OK;
-    return mci_h5_core->fail(MC_EFORMAT, "its names and attributes take more than may be listed");
+mc_status mci_h5_count(mci_h5_walk *s, int64_t n) {
+    s->memory_left -= n;
+    if (s->memory_left >= 0) return MC_OK;
+    return mci_h5_core->fail(
+        MC_EFORMAT,
+        "more objects (%" PRId64 " so far) and attributes (%" PRId64
+        ") than a file of its size may have: listing them would take over %" PRId64
+        " MiB of memory, 64 MiB and the file's size",
+        s->n_rows, s->n_attrs, mci_scan_memory(s->start->file_bytes) >> 20);
 }
 
-mc_status mci_h5_add_chars(mci_h5_walk *s, const char *text, size_t n, int64_t *at) {
+mc_status mci_h5_add_chars(mci_h5_walk *s, const char *text, size_t n, mci_scan_words *words,
+                           int64_t *at) {
     if (s->n_chars + (int64_t)n + 1 > MCI_H5_MAX_CHARS)
         return mci_h5_core->fail(MC_EFORMAT, "more than %d bytes of names and attributes",
                                  MCI_H5_MAX_CHARS);
-    mc_status status = count(s, (int64_t)n + 1);
-    if (status != MC_OK) return status;
     if (!mci_h5_grow(&s->chars, &s->chars_room, s->n_chars + (int64_t)n, 1))
         return mci_h5_no_memory();
     memcpy(s->chars + s->n_chars, text, n);
     s->chars[s->n_chars + (int64_t)n] = '\0';
     *at = s->n_chars;
     s->n_chars += (int64_t)n + 1;
-    return MC_OK;
+    return mci_h5_count(s, words ? mci_scan_word_cost(words, s->chars, *at, n + 1)
+                                 : (int64_t)n + 1 + MCI_COST_TEXT);
 }
 
-mc_status mci_h5_add_row(mci_h5_walk *s, int kind, int64_t object) {
-    mc_status status =
-        count(s, (int64_t)sizeof(mci_scan_row) + MC_MAX_DIMS * (int64_t)sizeof(int64_t));
+/* same: as in mci_scan_row. */
+static mc_status add_row(mci_h5_walk *s, int kind, int64_t object, uint32_t same) {
+    mc_status status = mci_h5_count(s, mci_scan_cost(kind, same > 0));
     if (status != MC_OK) return status;
     if (!mci_h5_grow(&s->rows, &s->rows_room, s->n_rows, sizeof *s->rows))
         return mci_h5_no_memory();
     int64_t path = 0;
-    status = mci_h5_add_chars(s, s->path, strlen(s->path), &path);
+    status = mci_h5_add_chars(s, s->path, strlen(s->path), NULL, &path);
     if (status != MC_OK) return status;
     s->sent_chars += s->n_chars - path;
     s->rows[s->n_rows++] = (mci_h5_row){.entry = {.kind = kind,
@@ -63,8 +67,13 @@ mc_status mci_h5_add_row(mci_h5_walk *s, int kind, int64_t object) {
                                                   .object = object,
                                                   .first_attr = (int32_t)s->n_attrs},
                                         .path = path,
-                                        .problem = -1};
+                                        .problem = -1,
+                                        .same = same};
     return MC_OK;
+}
+
+mc_status mci_h5_add_row(mci_h5_walk *s, int kind, int64_t object) {
+    return add_row(s, kind, object, 0);
 }
 
 mc_status mci_h5_set_problem(mci_h5_walk *s, int64_t row, const char *why) {
@@ -76,7 +85,7 @@ mc_status mci_h5_set_problem(mci_h5_walk *s, int64_t row, const char *why) {
     for (int i = 0; i < r->entry.ndim; i++) {
         if (r->entry.shape[i] < 0) r->entry.shape[i] = INT64_MAX; /* more than can be told */
     }
-    mc_status status = mci_h5_add_chars(s, why, strlen(why), &r->problem);
+    mc_status status = mci_h5_add_chars(s, why, strlen(why), NULL, &r->problem);
     if (status == MC_OK) s->sent_chars += s->n_chars - r->problem;
     return status;
 }
@@ -115,9 +124,8 @@ mc_status mci_h5_remember(mci_h5_walk *s) {
 }
 
 mc_status mci_h5_add_same(mci_h5_walk *s, int64_t first) {
-    mc_status status = mci_h5_add_row(s, s->rows[first].entry.kind, s->rows[first].entry.object);
-    if (status == MC_OK) s->rows[s->n_rows - 1].same = (uint32_t)first + 1;
-    return status;
+    const mc_h5_entry *e = &s->rows[first].entry;
+    return add_row(s, e->kind, e->object, (uint32_t)first + 1);
 }
 
 /* -- extents ------------------------------------------------------------------------------------

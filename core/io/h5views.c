@@ -74,7 +74,7 @@ static mc_status keep_maps(mci_h5_walk *s, hid_t props, size_t n, const char **p
                                      MCI_H5_MAX_OBJECTS);
         if (!mci_h5_grow(&s->maps, &s->maps_room, s->n_maps, sizeof *s->maps))
             return mci_h5_no_memory();
-        mc_status status = mci_h5_add_chars(s, name, strlen(name), &map.source);
+        mc_status status = mci_h5_add_chars(s, name, strlen(name), NULL, &map.source);
         if (status != MC_OK) return status;
         s->maps[s->n_maps++] = map;
     }

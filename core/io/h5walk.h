@@ -30,10 +30,10 @@ typedef struct mci_h5_map {
 
 typedef struct mci_h5_walk {
     const mci_scan_start *start;
-    int64_t decode_left, reply_left; /* bytes that may still be decoded and sent */
-    int own;                         /* 1: held to the rules of mascon's own files */
-    int64_t links;                   /* met so far */
-    char path[MCI_H5_MAX_PATH];      /* of the current object */
+    int64_t decode_left, memory_left; /* bytes that may still be decoded; MCI_COST_* */
+    int own;                          /* 1: held to the rules of mascon's own files */
+    int64_t links;                    /* met so far */
+    char path[MCI_H5_MAX_PATH];       /* of the current object */
     int64_t above[MCI_H5_MAX_DEPTH + 1];
     mci_h5_row *rows;
     mci_h5_attr_row *attrs;
@@ -41,8 +41,9 @@ typedef struct mci_h5_walk {
     char *chars;
     int64_t n_rows, n_attrs, n_maps, n_chars;
     int64_t rows_room, attrs_room, maps_room, chars_room;
-    int64_t sent_chars; /* bytes of texts in the reply */
-    int64_t *seen;      /* hash of rows + 1 by address: datasets with several links; 0 is free */
+    int64_t sent_chars;           /* bytes of texts in the reply */
+    mci_scan_words names, values; /* of attributes */
+    int64_t *seen; /* hash of rows + 1 by address: datasets with several links; 0 is free */
     int64_t seen_room, n_seen;
 } mci_h5_walk;
 
@@ -89,8 +90,12 @@ int mci_h5_judge(mci_h5_walk *s, mci_h5_rule rule, const char *detail);
 mc_status mci_h5_no_memory(void);
 /* Makes room for item n of an array of `size`-byte items; 0 when out of memory. */
 int mci_h5_grow(void *array, int64_t *room, int64_t n, size_t size);
-/* n bytes and a NUL into the chars; *at is their position. */
-mc_status mci_h5_add_chars(mci_h5_walk *s, const char *text, size_t n, int64_t *at);
+/* Counts n more bytes of what the listing costs; fails when it is too much. */
+mc_status mci_h5_count(mci_h5_walk *s, int64_t n);
+/* n bytes and a NUL into the chars; *at is their position. words: where it may be known already;
+ * NULL: it counts in any case. */
+mc_status mci_h5_add_chars(mci_h5_walk *s, const char *text, size_t n, mci_scan_words *words,
+                           int64_t *at);
 /* The current object's row, without a dtype, offset and attributes. */
 mc_status mci_h5_add_row(mci_h5_walk *s, int kind, int64_t object);
 /* Its problem, unless it has one: no bytes can be had then. */

@@ -17,9 +17,13 @@ typedef struct source {
     hsize_t shape[MC_MAX_DIMS];
 } source;
 
+enum { TEXT_TYPES = 64 };
+
 struct mci_h5_out {
     hid_t file;
     hid_t group_props, dataset_props, link_props, attr_props;
+    hid_t scalar;                 /* the space of one element */
+    hid_t text_types[TEXT_TYPES]; /* of short texts, by their bytes; made when first needed */
     hid_t parent; /* the open group `parent_path`, kept for the next object in it; or invalid */
     char parent_path[MCI_H5_MAX_PATH];
     source selected; /* the source of the last view_select, at `selected_path`; "": none */
@@ -32,6 +36,10 @@ struct mci_h5_out {
 /* Closes everything that is open; 0, or -1 when any of it failed. */
 static int close_all(mci_h5_out *o) {
     int ok = 1;
+    for (int i = 0; i < TEXT_TYPES; i++) {
+        if (o->text_types[i] >= 0) H5Tclose(o->text_types[i]);
+    }
+    if (o->scalar >= 0) H5Sclose(o->scalar);
     if (o->parent >= 0) ok &= mci_h5_ok(H5Gclose(o->parent));
     if (o->group_props >= 0) ok &= mci_h5_ok(H5Pclose(o->group_props));
     if (o->dataset_props >= 0) ok &= mci_h5_ok(H5Pclose(o->dataset_props));
@@ -51,7 +59,8 @@ static int make_props(mci_h5_out *o) {
     o->dataset_props = H5Pcreate(H5P_DATASET_CREATE);
     o->link_props = H5Pcreate(H5P_LINK_CREATE);
     o->attr_props = H5Pcreate(H5P_ATTRIBUTE_CREATE);
-    return o->group_props >= 0 && o->dataset_props >= 0 && o->link_props >= 0 &&
+    o->scalar = H5Screate(H5S_SCALAR);
+    return o->scalar >= 0 && o->group_props >= 0 && o->dataset_props >= 0 && o->link_props >= 0 &&
            o->attr_props >= 0 && mci_h5_ok(H5Pset_obj_track_times(o->group_props, 0)) &&
            mci_h5_ok(H5Pset_obj_track_times(o->dataset_props, 0)) &&
            mci_h5_ok(H5Pset_layout(o->dataset_props, H5D_CONTIGUOUS)) &&
@@ -79,6 +88,8 @@ static mc_status create(mci_h5_out **out, const char *name, const char *label) {
     o->label = copy;
     o->file = o->parent = H5I_INVALID_HID;
     o->group_props = o->dataset_props = o->link_props = o->attr_props = H5I_INVALID_HID;
+    o->scalar = H5I_INVALID_HID;
+    for (int i = 0; i < TEXT_TYPES; i++) o->text_types[i] = H5I_INVALID_HID;
     hid_t access = mci_h5_access(1), file_props = H5Pcreate(H5P_FILE_CREATE);
     /* the drivers that open by descriptors want a real path for the name, and memory has none */
     if (access >= 0 && file_props >= 0 && make_props(o) && mci_h5_ok(H5Pset_fapl_stdio(access)) &&
@@ -183,14 +194,12 @@ static mc_status open_parent(mci_h5_out *o, const char *path, const char **leaf)
     return open_group(o, o->parent_path, &o->parent);
 }
 
-/* The parent of a new object at `path`, where nothing may be yet. */
-static mc_status open_parent_of_new(mci_h5_out *o, const char *path, const char **leaf) {
-    mc_status status = open_parent(o, path, leaf);
-    if (status != MC_OK) return status;
-    htri_t there = H5Lexists(o->parent, *leaf, H5P_DEFAULT);
-    if (there < 0) return mci_h5_fail(MC_EIO, "%s: cannot look up '%s'", o->label, path);
-    if (there > 0) return mci_h5_core->fail(MC_EINVAL, "%s: '%s' is there already", o->label, path);
-    return MC_OK;
+/* After the object `leaf` of the open parent could not be made: why. */
+static mc_status not_made(mci_h5_out *o, const char *path, const char *leaf, const char *what) {
+    if (H5Lexists(o->parent, leaf, H5P_DEFAULT) <= 0)
+        return mci_h5_fail(MC_EIO, "%s: cannot %s '%s'", o->label, what, path);
+    mci_h5_forget();
+    return mci_h5_core->fail(MC_EINVAL, "%s: '%s' is there already", o->label, path);
 }
 
 /* -- objects ----------------------------------------------------------------------------------- */
@@ -204,62 +213,75 @@ mc_status mci_h5_group(mci_h5_out *o, const char *path) {
     return status;
 }
 
+/* The type of a text of n bytes, to be closed where TEXT_TYPES is too small to keep it. */
+static hid_t text_type(mci_h5_out *o, int64_t n) {
+    if (n < TEXT_TYPES && o->text_types[n] >= 0) return o->text_types[n];
+    hid_t type = H5Tcopy(H5T_C_S1);
+    if (mci_h5_ok(type) && !(mci_h5_ok(H5Tset_size(type, (size_t)n)) &&
+                             mci_h5_ok(H5Tset_strpad(type, H5T_STR_NULLPAD)) &&
+                             mci_h5_ok(H5Tset_cset(type, H5T_CSET_UTF8)))) {
+        H5Tclose(type);
+        type = H5I_INVALID_HID;
+    }
+    if (n < TEXT_TYPES) o->text_types[n] = type;
+    return type;
+}
+
+static int put_value(mci_h5_out *o, hid_t object, const char *name, hid_t type, const void *value) {
+    hid_t attr = H5Acreate2(object, name, type, o->scalar, o->attr_props, H5P_DEFAULT);
+    int ok = mci_h5_ok(attr) && mci_h5_ok(H5Awrite(attr, type, value));
+    if (attr >= 0) ok &= mci_h5_ok(H5Aclose(attr));
+    return ok;
+}
+
 /* A fixed-size text attribute: n bytes, padded with NUL. HDF5 has no type of size 0, so "" is one
  * NUL, which readers strip. */
 static int put_text(mci_h5_out *o, hid_t object, const char *name, const char *text, int64_t n) {
-    hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR), attr = H5I_INVALID_HID;
-    int ok = type >= 0 && space >= 0 && mci_h5_ok(H5Tset_size(type, n > 0 ? (size_t)n : 1)) &&
-             mci_h5_ok(H5Tset_strpad(type, H5T_STR_NULLPAD)) &&
-             mci_h5_ok(H5Tset_cset(type, H5T_CSET_UTF8));
-    if (ok) attr = H5Acreate2(object, name, type, space, o->attr_props, H5P_DEFAULT);
-    ok = ok && mci_h5_ok(attr) && mci_h5_ok(H5Awrite(attr, type, n > 0 ? text : ""));
-    if (attr >= 0) ok &= mci_h5_ok(H5Aclose(attr));
-    if (space >= 0) H5Sclose(space);
-    if (type >= 0) H5Tclose(type);
+    int64_t size = n > 0 ? n : 1;
+    hid_t type = text_type(o, size);
+    int ok = type >= 0 && put_value(o, object, name, type, n > 0 ? text : "");
+    if (size >= TEXT_TYPES && type >= 0) H5Tclose(type);
     return ok;
 }
 
-static int put_number(mci_h5_out *o, hid_t object, const char *name, hid_t type,
-                      const void *value) {
-    hid_t space = H5Screate(H5S_SCALAR), attr = H5I_INVALID_HID;
-    if (mci_h5_ok(space)) attr = H5Acreate2(object, name, type, space, o->attr_props, H5P_DEFAULT);
-    int ok = mci_h5_ok(attr) && mci_h5_ok(H5Awrite(attr, type, value));
-    if (attr >= 0) ok &= mci_h5_ok(H5Aclose(attr));
-    if (space >= 0) H5Sclose(space);
-    return ok;
+/* As H5Screate_simple; no axes: one element. */
+static hid_t space_of(int ndim, const hsize_t *shape) {
+    return ndim == 0 ? H5Screate(H5S_SCALAR) : H5Screate_simple(ndim, shape, NULL);
 }
 
 static mc_status dataset(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
-                         int64_t *offset) {
-    static const char zeros[] = "00000000000000000000000000000000";
+                         const char *digest, int64_t *offset) {
     const char *leaf, *name = mci_h5_core->dtype_name(dtype);
-    mc_status status = open_parent_of_new(o, path, &leaf);
+    mc_status status = open_parent(o, path, &leaf);
     if (status != MC_OK) return status;
     hsize_t sizes[MC_MAX_DIMS] = {0}, numel = 1;
     for (int i = 0; i < ndim; i++) numel *= sizes[i] = (hsize_t)shape[i];
-    hid_t space = ndim == 0 ? H5Screate(H5S_SCALAR) : H5Screate_simple(ndim, sizes, NULL);
-    hid_t set = H5I_INVALID_HID;
-    if (space >= 0)
+    hid_t space = space_of(ndim, sizes), set = H5I_INVALID_HID;
+    if (mci_h5_ok(space))
         set = H5Dcreate2(o->parent, leaf, mci_h5_type(dtype), space, o->link_props,
                          o->dataset_props, H5P_DEFAULT);
-    int ok = mci_h5_ok(set) && put_text(o, set, "dtype", name, (int64_t)strlen(name)) &&
-             put_text(o, set, "digest", zeros, (int64_t)sizeof zeros - 1);
+    if (!mci_h5_ok(set)) {
+        if (space >= 0) H5Sclose(space);
+        return not_made(o, path, leaf, "make dataset");
+    }
+    int ok = put_text(o, set, "dtype", name, (int64_t)strlen(name)) &&
+             put_text(o, set, "digest", digest, (int64_t)strlen(digest));
     if (ok) {
         haddr_t at = numel > 0 ? H5Dget_offset(set) : HADDR_UNDEF;
         *offset = at == HADDR_UNDEF ? -1 : (int64_t)at;
         ok = numel == 0 || at != HADDR_UNDEF;
     }
     if (!ok) status = mci_h5_fail(MC_EIO, "%s: cannot make dataset '%s'", o->label, path);
-    if (set >= 0 && !mci_h5_ok(H5Dclose(set)) && status == MC_OK)
+    if (!mci_h5_ok(H5Dclose(set)) && status == MC_OK)
         status = mci_h5_fail(MC_EIO, "%s: cannot close dataset '%s'", o->label, path);
-    if (space >= 0) H5Sclose(space);
+    H5Sclose(space);
     return status;
 }
 
 mc_status mci_h5_dataset(mci_h5_out *o, const char *path, int dtype, int ndim, const int64_t *shape,
-                         int64_t *offset) {
+                         const char *digest, int64_t *offset) {
     mci_h5_enter();
-    mc_status status = dataset(o, path, dtype, ndim, shape, offset);
+    mc_status status = dataset(o, path, dtype, ndim, shape, digest, offset);
     mci_h5_leave();
     return status;
 }
@@ -287,11 +309,11 @@ static mc_status make_link(mci_h5_out *o, const char *path, const char *target) 
     if (info.type != H5O_TYPE_DATASET)
         return mci_h5_core->fail(MC_EINVAL, "%s: '%s' is a group; only tensors have second names",
                                  o->label, target);
-    status = open_parent_of_new(o, path, &leaf);
+    status = open_parent(o, path, &leaf);
     if (status != MC_OK) return status;
-    if (H5Lcreate_hard(o->file, target, o->parent, leaf, o->link_props, H5P_DEFAULT) < 0)
-        return mci_h5_fail(MC_EIO, "%s: cannot link '%s' to '%s'", o->label, path, target);
-    return MC_OK;
+    if (mci_h5_ok(H5Lcreate_hard(o->file, target, o->parent, leaf, o->link_props, H5P_DEFAULT)))
+        return MC_OK;
+    return not_made(o, path, leaf, "link");
 }
 
 mc_status mci_h5_link(mci_h5_out *o, const char *path, const char *target) {
@@ -393,16 +415,31 @@ static int map_source(hid_t props, hid_t view, const char *path, hid_t from) {
     return mci_h5_ok(H5Pset_virtual(props, view, ".", name, from));
 }
 
-/* Makes the virtual dataset that `props` describes. */
+/* Makes the virtual dataset that `props` describes. Its attribute `kind` tells it from data where
+ * another tool has made it real. */
 static mc_status make_view(mci_h5_out *o, const char *path, int dtype, hid_t space, hid_t props) {
     const char *leaf, *name = mci_h5_core->dtype_name(dtype);
-    mc_status status = open_parent_of_new(o, path, &leaf);
+    mc_status status = open_parent(o, path, &leaf);
     if (status != MC_OK) return status;
     hid_t set =
         H5Dcreate2(o->parent, leaf, mci_h5_type(dtype), space, o->link_props, props, H5P_DEFAULT);
-    int ok = mci_h5_ok(set) && put_text(o, set, "dtype", name, (int64_t)strlen(name));
-    if (set >= 0) ok &= mci_h5_ok(H5Dclose(set));
+    if (!mci_h5_ok(set)) return not_made(o, path, leaf, "make view");
+    int ok = put_text(o, set, "dtype", name, (int64_t)strlen(name)) &&
+             put_text(o, set, "kind", "view", 4);
+    ok &= mci_h5_ok(H5Dclose(set));
     return ok ? MC_OK : mci_h5_fail(MC_EIO, "%s: cannot make view '%s'", o->label, path);
+}
+
+/* The same if all is ok so far, and closes what it took. */
+static mc_status end_view(mci_h5_out *o, const char *path, int dtype, int ok, hid_t space,
+                          hid_t from, hid_t props) {
+    mc_status status = ok ? make_view(o, path, dtype, space, props)
+                          : mci_h5_fail(MC_EIO, "%s: cannot describe view '%s'", o->label, path);
+    /* a list left open with maps in it crashes the process at its end */
+    if (props >= 0) H5Pclose(props);
+    if (from >= 0) H5Sclose(from);
+    if (space >= 0) H5Sclose(space);
+    return status;
 }
 
 static hid_t view_props(int dtype) {
@@ -411,11 +448,6 @@ static hid_t view_props(int dtype) {
         return props;
     if (props >= 0) H5Pclose(props);
     return H5I_INVALID_HID;
-}
-
-/* As H5Screate_simple; no axes: one element. */
-static hid_t space_of(int ndim, const hsize_t *shape) {
-    return ndim == 0 ? H5Screate(H5S_SCALAR) : H5Screate_simple(ndim, shape, NULL);
 }
 
 static mc_status view_stack(mci_h5_out *o, const char *path, int64_t n,
@@ -449,15 +481,7 @@ static mc_status view_stack(mci_h5_out *o, const char *path, int64_t n,
              map_source(props, space, sources[i], from);
     }
     ok = ok && mci_h5_ok(H5Sselect_all(space));
-    if (ok)
-        status = make_view(o, path, first.dtype, space, props);
-    else
-        status = mci_h5_fail(MC_EIO, "%s: cannot describe view '%s'", o->label, path);
-    /* a list left open with maps in it crashes the process at its end */
-    if (props >= 0) H5Pclose(props);
-    if (from >= 0) H5Sclose(from);
-    if (space >= 0) H5Sclose(space);
-    return status;
+    return end_view(o, path, first.dtype, ok, space, from, props);
 }
 
 mc_status mci_h5_view_stack(mci_h5_out *o, const char *path, int64_t n,
@@ -496,14 +520,7 @@ static mc_status view_select(mci_h5_out *o, const char *path, const char *from_p
     int ok = mci_h5_ok(space) && mci_h5_ok(from) && props >= 0 &&
              mci_h5_ok(H5Sselect_hyperslab(from, H5S_SELECT_SET, start, NULL, count, NULL)) &&
              map_source(props, space, from_path, from);
-    if (ok)
-        status = make_view(o, path, s.dtype, space, props);
-    else
-        status = mci_h5_fail(MC_EIO, "%s: cannot describe view '%s'", o->label, path);
-    if (props >= 0) H5Pclose(props);
-    if (from >= 0) H5Sclose(from);
-    if (space >= 0) H5Sclose(space);
-    return status;
+    return end_view(o, path, s.dtype, ok, space, from, props);
 }
 
 mc_status mci_h5_view_select(mci_h5_out *o, const char *path, const char *from, int64_t position) {
@@ -532,13 +549,13 @@ static mc_status put_attr(mci_h5_out *o, const char *path, const mc_h5_attr *att
         signed char truth = attr->i != 0;
         switch (attr->kind) {
             case MC_H5_INT:
-                ok = put_number(o, object, attr->name, H5T_STD_I64LE, &attr->i);
+                ok = put_value(o, object, attr->name, H5T_STD_I64LE, &attr->i);
                 break;
             case MC_H5_DOUBLE:
-                ok = put_number(o, object, attr->name, H5T_IEEE_F64LE, &attr->d);
+                ok = put_value(o, object, attr->name, H5T_IEEE_F64LE, &attr->d);
                 break;
             case MC_H5_BOOL:
-                ok = put_number(o, object, attr->name, mci_h5_type(MC_BOOL), &truth);
+                ok = put_value(o, object, attr->name, mci_h5_type(MC_BOOL), &truth);
                 break;
             default:
                 ok = put_text(o, object, attr->name, attr->s, attr->size);

@@ -141,6 +141,23 @@ mc_status mci_journal_open(mci_journal **out, const mci_newfile *partial, const 
     return MC_OK;
 }
 
+/* 1 unless a source of the job says that its stretch of the bytes in fd, which have `digest`, has
+ * another digest: it has changed since. */
+static int as_sources_say(int fd, const mci_write_job *job, const char *digest) {
+    int64_t at = job->offset;
+    for (int64_t i = 0; i < job->n_sources; at += job->sources[i++].bytes) {
+        const mci_source *s = &job->sources[i];
+        char own[MCI_DIGEST_TEXT];
+        if (!s->digest) continue;
+        if (s->bytes == job->bytes)
+            memcpy(own, digest, sizeof own);
+        else if (mci_digest_file(fd, s->bytes, at, own) != 0)
+            return 0;
+        if (strcmp(own, s->digest) != 0) return 0;
+    }
+    return 1;
+}
+
 void mci_journal_take_over(mci_journal *j, int fd, mci_write_job *jobs, int64_t n) {
     int64_t total = 0;
     for (int64_t i = 0; i < j->n_found; i++) total += j->found[i].bytes;
@@ -156,7 +173,7 @@ void mci_journal_take_over(mci_journal *j, int fd, mci_write_job *jobs, int64_t 
         if (done || job->offset != e->offset || job->bytes != e->bytes) continue;
         /* what cannot be read will be written again */
         if (mci_digest_file(fd, e->bytes, e->offset, digest) != 0) continue;
-        if (strcmp(digest, e->digest) != 0) continue;
+        if (strcmp(digest, e->digest) != 0 || !as_sources_say(fd, job, digest)) continue;
 #pragma omp critical(mci_journal)
         if (!job->done) {
             memcpy(job->digest, digest, sizeof digest);

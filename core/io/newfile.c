@@ -15,12 +15,15 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "io/bytes.h"
 #include "status.h"
 
 enum { MAX_LINKS = 40, MAX_TRIES = 1000 };
+/* The threads of a killed process end one by one, and the last takes the lock with it. */
+enum { LOCK_TRIES = 50, LOCK_WAIT = 20000000 /* ns */ };
 
 static const char mark[] = ".tmp-";
 
@@ -44,10 +47,21 @@ static const char *last_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
+char *mci_absolute(const char *path) {
+    char *folder = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    if (!folder) return strdup(path);
+    size_t n = strlen(folder), room = n + strlen(path) + 2;
+    char *whole = malloc(room);
+    if (whole) snprintf(whole, room, "%s%s%s", folder, folder[n - 1] == '/' ? "" : "/", path);
+    free(folder);
+    if (!whole) errno = ENOMEM;
+    return whole;
+}
+
 /* What a path stands for: follows symbolic links at its end, also one that points at nothing yet.
  * NULL with errno set on failure. */
 static char *follow_links(const char *path) {
-    char *at = strdup(path);
+    char *at = mci_absolute(path);
     for (int i = 0; at && i < MAX_LINKS; i++) {
         struct stat st;
         if (lstat(at, &st) != 0 || !S_ISLNK(st.st_mode)) return at;
@@ -81,6 +95,25 @@ static int lock_file(int fd, int how) {
         if (errno != EINTR) return errno;
     }
     return 0;
+}
+
+/* The same, waiting for a holder that is about to end. */
+static int lock_soon(int fd, int how) {
+    const struct timespec pause = {.tv_nsec = LOCK_WAIT};
+    int error = lock_file(fd, how);
+    for (int i = 0; i < LOCK_TRIES && error == EWOULDBLOCK; i++) {
+        nanosleep(&pause, NULL);
+        error = lock_file(fd, how);
+    }
+    return error;
+}
+
+/* Closes the file and takes the lock away, which else lasted as long as the copy of the descriptor
+ * that a child of fork has. */
+static void close_locked(mci_newfile *f) {
+    if (f->owner == getpid()) lock_file(f->fd, LOCK_UN);
+    close(f->fd);
+    f->fd = -1;
 }
 
 /* 1 when `path` still names the open file. */
@@ -171,12 +204,11 @@ mc_status mci_newfile_open_partial(mci_newfile *f, const char *path) {
         struct stat st;
         if (fstat(f->fd, &st) != 0 || !S_ISREG(st.st_mode))
             return mci_fail(MC_EIO, "%s: it is no regular file", f->temp);
-        if (lock_file(f->fd, LOCK_EX) == EWOULDBLOCK)
+        if (lock_soon(f->fd, LOCK_EX) == EWOULDBLOCK)
             return mci_fail(MC_EIO, "%s: another process is converting into it", path);
         /* its writer may have published it between open and lock */
         if (still_named(f->fd, f->temp)) return take(f, mode);
-        close(f->fd);
-        f->fd = -1;
+        close_locked(f);
     }
     return mci_os_failure(f->temp, "cannot open it: ", EAGAIN);
 }
@@ -211,8 +243,7 @@ mc_status mci_newfile_publish(mci_newfile *f) {
         close(at);
         return mci_os_failure(f->name, "cannot give the file its name: ", error);
     }
-    close(f->fd);
-    f->fd = -1;
+    close_locked(f);
     free(f->temp);
     f->temp = NULL;
     error = sync_fd(at);
@@ -226,8 +257,7 @@ mc_status mci_newfile_publish(mci_newfile *f) {
 
 void mci_newfile_discard(mci_newfile *f) {
     if (f->temp && f->fd >= 0 && !f->lasting && f->owner == getpid()) unlink(f->temp);
-    if (f->fd >= 0) close(f->fd);
-    f->fd = -1;
+    if (f->fd >= 0) close_locked(f);
     free(f->temp);
     free(f->path);
     free(f->name);
@@ -287,4 +317,10 @@ mc_status mci_newfile_sweep(const char *path, int64_t *removed) {
     free(folder);
     free(target);
     return status;
+}
+
+mc_status mc_h5_sweep(const char *path, int64_t *removed) {
+    int64_t n;
+    if (!path || !*path) return mci_fail(MC_EINVAL, "h5_sweep: no path");
+    return mci_newfile_sweep(path, removed ? removed : &n);
 }

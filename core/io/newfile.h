@@ -13,7 +13,7 @@
 
 typedef struct mci_newfile {
     char *name;  /* the caller's word for it, in messages */
-    char *path;  /* where it goes: name, with a symbolic link at its end followed */
+    char *path;  /* where it goes: absolute, with a symbolic link at its end followed */
     char *temp;  /* where it is now; NULL when there is nothing to remove */
     int fd;      /* of temp, open for reading and writing; or -1 */
     int lasting; /* 1: discarding leaves temp where it is */
@@ -22,6 +22,10 @@ typedef struct mci_newfile {
 
 /* MC_ENOMEM or MC_EIO: "path: what: reason"; what may be "". */
 mc_status mci_os_failure(const char *path, const char *what, int error);
+
+/* `path` as it is meant now, whatever folder the process goes to later; to be freed. NULL with
+ * errno set on failure. */
+char *mci_absolute(const char *path);
 
 /* Begins a new file for `path`, also when there is one that may be replaced, whose permissions it
  * then takes. Zeroed by the caller; to be discarded whatever happens. */

@@ -77,7 +77,9 @@ typedef struct run {
     mci_pump *pump;
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t moved; /* a digest went on, a request was answered, or stop */
-    pthread_cond_t asked; /* for the calling thread: a request, or a thread has ended */
+    pthread_cond_t asked; /* for the calling thread: a request, a finished job, or a thread's end */
+    int64_t *finished;    /* jobs for pump->meanwhile, in a room for all; or NULL */
+    int64_t n_finished, n_told;
     int64_t next_job;
     piece next;       /* of next_job; next.job is NULL before its first piece */
     active *jobs_out; /* all that are not finished */
@@ -369,7 +371,8 @@ static const char *read_back(worker *w, const piece *p) {
 /* -- the work ---------------------------------------------------------------------------------- */
 
 static int damaged(run *r, int64_t job) {
-    return fail(r, job, MC_EIO, 0, "the source is damaged: its bytes do not match their digest");
+    return fail(r, job, MC_EFORMAT, 0,
+                "the source is damaged: its bytes do not match their digest");
 }
 
 /* The same bytes once more for sources that want a digest of their own. */
@@ -432,6 +435,12 @@ static void finish(run *r, active *a) {
         if (r->pump->on_job) error = r->pump->on_job(r->pump->data, a->job);
         pthread_mutex_unlock(&r->telling);
         if (error != 0) fail(r, a->job, MC_EIO, error, "cannot note that it is written");
+        if (r->finished) {
+            pthread_mutex_lock(&r->lock);
+            r->finished[r->n_finished++] = a->job;
+            pthread_cond_signal(&r->asked);
+            pthread_mutex_unlock(&r->lock);
+        }
     }
     active_free(a);
 }
@@ -495,11 +504,23 @@ static void run_all(run *r, int64_t total) {
     while (n < wanted && pthread_create(&ids[n], NULL, thread_main, r) == 0) n++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     r->threads = n;
+    if (n > 0 && r->pump->meanwhile && !r->check)
+        r->finished = malloc((size_t)(r->n + 1) * sizeof *r->finished); /* NULL: then not */
+    int more = r->pump->at_first && !r->check;
     while (r->threads > 0) {
-        if (r->requests)
+        if (r->requests) {
             answer(r);
-        else
+        } else if (more || r->n_told < r->n_finished) {
+            int64_t job = more ? -1 : r->finished[r->n_told++];
+            pthread_mutex_unlock(&r->lock);
+            if (more)
+                more = r->pump->at_first(r->pump->data);
+            else
+                r->pump->meanwhile(r->pump->data, job);
+            pthread_mutex_lock(&r->lock);
+        } else {
             pthread_cond_wait(&r->asked, &r->lock);
+        }
     }
     pthread_mutex_unlock(&r->lock);
     for (int i = 0; i < n; i++) pthread_join(ids[i], NULL);
@@ -513,6 +534,7 @@ static void run_all(run *r, int64_t total) {
     pthread_cond_destroy(&r->asked);
     pthread_mutex_destroy(&r->lock);
     pthread_mutex_destroy(&r->telling);
+    free(r->finished);
     if (r->direct_fd >= 0) close(r->direct_fd);
 }
 

@@ -2,8 +2,9 @@
  *
  * One pass with a cursor: every text and number is used once, in the order in which it came, so
  * there are no positions to go astray. Counts are held against the bytes that are there before
- * memory is asked for. What passes is safe to use: paths are names in a tree, extents lie inside
- * the file and apart from one another, sizes fit their shapes.
+ * memory is asked for, and what becomes of them in Lua against the file's size (MCI_COST_*). What
+ * passes is safe to use: paths are names in a tree, extents lie inside the file and apart from one
+ * another, sizes fit their shapes.
  */
 #include "reply.h"
 
@@ -22,7 +23,8 @@ typedef struct parser {
     const mci_reply_facts *facts;
     int64_t n_entries, n_attrs, n_chars; /* so far; the table has what will be */
     int64_t chars_room;
-    int64_t decode_left;
+    int64_t decode_left, memory_left;
+    mci_scan_words names, values; /* of attributes */
     struct {
         const char *path;
         size_t length;
@@ -43,11 +45,13 @@ static int take(parser *s, void *to, size_t n) {
     return 1;
 }
 
-/* A text of n bytes, the last of them its NUL; NULL when there is none. */
-static char *take_text(parser *s, size_t n) {
+/* A text of n bytes, the last of them its NUL; NULL when there is none. words: as in h5walk.h. */
+static char *take_text(parser *s, size_t n, mci_scan_words *words) {
     if (n == 0 || n > (size_t)(s->chars_room - s->n_chars)) return NULL;
     char *text = s->table->chars + s->n_chars;
     if (!take(s, text, n) || text[n - 1] != '\0') return NULL;
+    s->memory_left -= words ? mci_scan_word_cost(words, s->table->chars, s->n_chars, n)
+                            : (int64_t)n + MCI_COST_TEXT;
     s->n_chars += (int64_t)n;
     return text;
 }
@@ -94,7 +98,7 @@ static const char *parse_attr(parser *s, const char *before) {
     if (!take(s, &raw, sizeof raw)) return "it ends within an attribute";
     mc_h5_attr *a = &s->table->attrs[s->n_attrs];
     *a = (mc_h5_attr){.kind = raw.kind, .i = raw.i, .d = raw.d};
-    const char *name = take_text(s, raw.name);
+    const char *name = take_text(s, raw.name, &s->names);
     if (!name || raw.name < 2 || raw.name > MCI_H5_MAX_ATTR_NAME + 1 ||
         strlen(name) + 1 != raw.name)
         return "an attribute has no name";
@@ -118,7 +122,7 @@ static const char *parse_attr(parser *s, const char *before) {
             a->i = 0;
             a->d = 0;
             a->size = (int32_t)raw.size;
-            a->s = take_text(s, (size_t)raw.size + 1);
+            a->s = take_text(s, (size_t)raw.size + 1, &s->values);
             if (!a->s) return "an attribute has no text";
             break;
         default:
@@ -126,6 +130,7 @@ static const char *parse_attr(parser *s, const char *before) {
     }
     if (raw.kind != MC_H5_STRING && raw.size != 0) return "a number has a length";
     s->n_attrs++;
+    s->memory_left -= MCI_COST_ATTR;
     return NULL;
 }
 
@@ -219,14 +224,14 @@ static const char *parse_row(parser *s) {
         if (!take(s, e->shape, (size_t)row.ndim * sizeof *e->shape))
             return "it ends within a shape";
     }
-    const char *path = take_text(s, row.path);
+    const char *path = take_text(s, row.path, NULL);
     if (!path || row.path < 2 || row.path > MCI_H5_MAX_PATH) return "a path is none";
     wrong = check_path(s, path, row.path - (size_t)1, row.kind);
     if (wrong) return wrong;
     e->path = path;
     if (row.same == 0) {
         if (row.problem > 0) {
-            char *problem = take_text(s, row.problem);
+            char *problem = take_text(s, row.problem, NULL);
             if (!problem || row.problem < 2 || strlen(problem) + 1 != row.problem)
                 return "a problem has no text";
             mci_reply_plain(problem);
@@ -239,6 +244,8 @@ static const char *parse_row(parser *s) {
             wrong = "a group has what only datasets have";
         if (!wrong) wrong = parse_attrs(s, e, row.n_attrs);
     }
+    s->memory_left -= mci_scan_cost(row.kind, row.same > 0);
+    if (!wrong && s->memory_left < 0) wrong = "more objects than a file of its size may have";
     if (!wrong) s->n_entries++;
     return wrong;
 }
@@ -336,8 +343,12 @@ static const char *parse(parser *s) {
 const char *mci_reply_parse(mci_h5_table *table, const void *bytes, size_t n,
                             const mci_reply_facts *facts, char *why, size_t size) {
     memset(table, 0, sizeof *table);
-    parser s = {
-        .p = bytes, .left = n, .table = table, .facts = facts, .decode_left = facts->decode_limit};
+    parser s = {.p = bytes,
+                .left = n,
+                .table = table,
+                .facts = facts,
+                .decode_left = facts->decode_limit,
+                .memory_left = mci_scan_memory(facts->file_bytes)};
     const char *wrong = parse(&s);
     if (!wrong) return NULL;
     if (wrong != mci_reply_no_memory && s.n_entries < table->n_entries) {

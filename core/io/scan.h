@@ -9,6 +9,7 @@
 #define MCI_SCAN_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "h5.h"
 
@@ -31,12 +32,13 @@ typedef struct mci_scan_request {
     int32_t op;
     /* list: */
     int64_t decode_limit; /* bytes of all datasets that need decoding */
-    int64_t reply_limit;  /* bytes of the reply */
+    int64_t memory_limit; /* of what becomes of the listing: mci_scan_memory */
     /* decode: elements [first, first + n), as little-endian `dtype`, of the dataset whose path
      * follows: `path` bytes, its NUL included */
     int32_t dtype;
     uint32_t path;
     int64_t first, n;
+    int64_t seconds; /* of processor time for it */
 } mci_scan_request;
 
 /* Begins every answer: `bytes` bytes follow. status MC_OK: the listing, or a part of the decoded
@@ -74,6 +76,47 @@ typedef struct mci_scan_attr {
     int64_t i;     /* ints and bools */
     double d;      /* and doubles */
 } mci_scan_attr;
+
+/* What becomes of a listing in Lua, bytes: links and attributes cost a file next to nothing, so
+ * that they are counted before they are made, by the helper and again by reply.c. Measured with
+ * LuaJIT of 64 bits and rounded up: tables are 64 bytes, their fields 24 each in powers of two. */
+enum {
+    MCI_COST_GROUP = 200,
+    MCI_COST_DATASET = 480, /* a view likewise; with its shape, whatever that is */
+    MCI_COST_LINK = 352,    /* one more on a dataset; what C has of it is counted, too */
+    MCI_COST_ATTR = 64,
+    MCI_COST_TEXT = 40 /* beside its own bytes */
+};
+
+/* Names or values of attributes that were met before: Lua has a text once, so that the next costs
+ * only its bytes, in C. A few of them are enough, as all tensors have the same attributes. */
+typedef struct mci_scan_words {
+    int64_t at[64]; /* in the table's chars */
+    size_t n[64];   /* bytes, the NUL included; 0: none */
+} mci_scan_words;
+
+/* What the text of n bytes (its NUL included) at chars + at costs; it is known from now on. */
+static inline int64_t mci_scan_word_cost(mci_scan_words *w, const char *chars, int64_t at,
+                                         size_t n) {
+    uint32_t hash = 2166136261u;
+    for (size_t i = 0; i < n; i++)
+        hash = (hash ^ (unsigned char)chars[at + (int64_t)i]) * 16777619u;
+    uint32_t slot = hash >> 26;
+    if (w->n[slot] == n && memcmp(chars + w->at[slot], chars + at, n) == 0) return (int64_t)n;
+    w->at[slot] = at;
+    w->n[slot] = n;
+    return (int64_t)n + MCI_COST_TEXT;
+}
+
+/* Bytes that a listing may cost, over which the file is refused. */
+static inline int64_t mci_scan_memory(int64_t file_bytes) {
+    const int64_t most = INT64_C(1) << 30;
+    return (INT64_C(1) << 26) + (file_bytes < most ? file_bytes : most);
+}
+
+static inline int64_t mci_scan_cost(int kind, int is_link) {
+    return is_link ? MCI_COST_LINK : kind == MC_H5_GROUP ? MCI_COST_GROUP : MCI_COST_DATASET;
+}
 
 /* Below 0 when path a comes before b: '/' sorts below all else, so that this is the order of a walk
  * through a tree. */

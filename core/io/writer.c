@@ -1,14 +1,14 @@
-/* writer.c: what goes into a file that is being written: groups, datasets, links, views and
- * attributes.
+/* writer.c: what goes into a file that is being written: groups, datasets, links and attributes.
  *
- * Each call makes its part of the structure at once and only remembers where the bytes will come
- * from, save for mc_h5_part. The first call that fails is remembered too: what is written by then
- * may be half of something.
+ * Each call makes its part of the structure at once (views: views.c) and only remembers where the
+ * bytes will come from, save for mc_h5_part. The first call that fails is remembered too: what is
+ * written by then may be half of something.
  */
 #include "writer.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,8 +17,9 @@
 
 #include "status.h"
 
-/* Parts are moved in pieces: from files and other devices through memory of this size. */
-enum { PIECE = 1 << 22 };
+/* Parts are moved in pieces: from files and other devices through memory of this size. Up to
+ * HASHED_FIRST bytes, an item's digest is known before its dataset is made. */
+enum { PIECE = 1 << 22, HASHED_FIRST = 1 << 17 };
 
 /* -- begin and end ----------------------------------------------------------------------------- */
 
@@ -49,6 +50,7 @@ void mci_writer_free(mc_h5_writer *w) {
     for (int64_t i = 0; i < w->n; i++) free_item(&w->items[i]);
     free(w->items);
     free(w->jobs);
+    mci_views_free(&w->views);
     free(w->sources);
     mci_snapshot_free(w->block, w->block_size);
     free_thens(w->points);
@@ -116,16 +118,9 @@ mc_status mc_h5_create_resumable(mc_h5_writer **out, const char *path, const cha
     return create(out, path, key);
 }
 
-mc_status mc_h5_sweep(const char *path, int64_t *removed) {
-    int64_t n;
-    if (!path || !*path) return mci_fail(MC_EINVAL, "h5_sweep: no path");
-    return mci_newfile_sweep(path, removed ? removed : &n);
-}
-
 /* -- checks ------------------------------------------------------------------------------------ */
 
-/* Remembers a failed call. */
-static mc_status noted(mc_h5_writer *w, mc_status status) {
+mc_status mci_writer_noted(mc_h5_writer *w, mc_status status) {
     if (status != MC_OK && w->failed == MC_OK) {
         w->failed = status;
         w->failure = strdup(mc_last_error());
@@ -166,8 +161,7 @@ static mc_status check_path(const mc_h5_writer *w, const char *op, const char *p
     return MC_OK;
 }
 
-/* The same for a path that must not be the root. */
-static mc_status check_leaf(const mc_h5_writer *w, const char *op, const char *path) {
+mc_status mci_writer_check_leaf(const mc_h5_writer *w, const char *op, const char *path) {
     mc_status status = check_path(w, op, path);
     if (status == MC_OK && path[1] == '\0')
         return mci_fail(MC_EINVAL, "%s: %s: '/' is a group", op, w->file.name);
@@ -180,8 +174,22 @@ mc_status mc_h5_group(mc_h5_writer *w, const char *path) {
     mc_status status = mci_writer_usable(w, "h5_group");
     if (status != MC_OK) return status;
     status = check_path(w, "h5_group", path);
+    if (status == MC_OK) status = mci_views_settle(w, path);
     if (status == MC_OK) status = w->api->group(w->out, path);
-    return noted(w, status);
+    return mci_writer_noted(w, status);
+}
+
+/* What the structure says at first: of small items their digest, for hashing them twice costs less
+ * than opening them at commit to change it; else zeros. */
+static void guess_digest(mci_item *it, int64_t bytes) {
+    const void *host = it->copy;
+    if (it->tensor && mc_tensor_device(it->tensor) == 0) host = mc_tensor_data(it->tensor);
+    mci_digest *d = bytes == 0 || (host && bytes <= HASHED_FIRST) ? mci_digest_new() : NULL;
+    memset(it->said, '0', MCI_DIGEST_TEXT - 1);
+    if (!d) return;
+    mci_digest_update(d, host, bytes);
+    mci_digest_text(d, it->said);
+    mci_digest_free(d);
 }
 
 /* Makes the dataset and takes over the item, also when it fails. shape has it->ndim sizes. */
@@ -200,8 +208,13 @@ static mc_status add_item(mc_h5_writer *w, mci_item *it, const int64_t *shape) {
     mci_write_job job = {.bytes = it->numel * mc_dtype_size(it->dtype), .offset = -1};
     if (w->n == w->room || !it->path || (!it->tensor && !it->copy && !it->in_parts))
         status = mci_os_failure(w->file.name, "", ENOMEM);
+    if (status == MC_OK) {
+        guess_digest(it, job.bytes);
+        status = mci_views_settle(w, it->path);
+    }
     if (status == MC_OK)
-        status = w->api->dataset(w->out, it->path, it->dtype, it->ndim, shape, &job.offset);
+        status =
+            w->api->dataset(w->out, it->path, it->dtype, it->ndim, shape, it->said, &job.offset);
     if (status != MC_OK) {
         free_item(it);
         return status;
@@ -224,9 +237,9 @@ static mc_status check_tensor(const mc_h5_writer *w, const char *op, const char 
 mc_status mc_h5_tensor(mc_h5_writer *w, const char *path, const mc_tensor *t) {
     mc_status status = mci_writer_usable(w, "h5_tensor");
     if (status != MC_OK) return status;
-    status = check_leaf(w, "h5_tensor", path);
+    status = mci_writer_check_leaf(w, "h5_tensor", path);
     if (status == MC_OK) status = check_tensor(w, "h5_tensor", path, t);
-    if (status != MC_OK) return noted(w, status);
+    if (status != MC_OK) return mci_writer_noted(w, status);
     mci_item it = {.path = strdup(path),
                    .tensor = mc_tensor_new(),
                    .dtype = mc_tensor_dtype(t),
@@ -234,33 +247,35 @@ mc_status mc_h5_tensor(mc_h5_writer *w, const char *path, const mc_tensor *t) {
     if (it.tensor) status = mc_alias(it.tensor, t);
     if (status != MC_OK) {
         free_item(&it);
-        return noted(w, status);
+        return mci_writer_noted(w, status);
     }
-    return noted(w, add_item(w, &it, mc_tensor_shape(t)));
+    return mci_writer_noted(w, add_item(w, &it, mc_tensor_shape(t)));
 }
 
 mc_status mc_h5_bytes(mc_h5_writer *w, const char *path, const void *data, int64_t n) {
     mc_status status = mci_writer_usable(w, "h5_bytes");
     if (status != MC_OK) return status;
-    status = check_leaf(w, "h5_bytes", path);
+    status = mci_writer_check_leaf(w, "h5_bytes", path);
     if (status == MC_OK && (n < 0 || (n > 0 && !data)))
         status = mci_fail(MC_EINVAL, "h5_bytes: %s: '%s': no data, or a length of %lld",
                           w->file.name, path, (long long)n);
-    if (status != MC_OK) return noted(w, status);
+    if (status != MC_OK) return mci_writer_noted(w, status);
     mci_item it = {
         .path = strdup(path), .copy = malloc((size_t)n + 1), .dtype = MC_UINT8, .ndim = 1};
     if (it.copy && n > 0) memcpy(it.copy, data, (size_t)n);
-    return noted(w, add_item(w, &it, &n));
+    return mci_writer_noted(w, add_item(w, &it, &n));
 }
 
 mc_status mc_h5_link(mc_h5_writer *w, const char *path, const char *target) {
     mc_status status = mci_writer_usable(w, "h5_link");
     if (status != MC_OK) return status;
-    status = check_leaf(w, "h5_link", path);
-    if (status == MC_OK) status = check_leaf(w, "h5_link", target);
+    status = mci_writer_check_leaf(w, "h5_link", path);
+    if (status == MC_OK) status = mci_writer_check_leaf(w, "h5_link", target);
+    if (status == MC_OK) status = mci_views_settle(w, path);
+    if (status == MC_OK) status = mci_views_settle(w, target);
     if (status == MC_OK) status = w->api->link(w->out, path, target);
     w->links += status == MC_OK;
-    return noted(w, status);
+    return mci_writer_noted(w, status);
 }
 
 /* -- datasets in parts ------------------------------------------------------------------------- */
@@ -271,16 +286,17 @@ mc_status mc_h5_dataset(mc_h5_writer *w, const char *path, int dtype, int ndim,
     mc_status status = mci_writer_usable(w, op);
     if (status != MC_OK) return status;
     const char *file = w->file.name;
-    status = check_leaf(w, op, path);
-    if (status != MC_OK) return noted(w, status);
-    if (!index) return noted(w, mci_fail(MC_EINVAL, "%s: %s: no place for the index", op, file));
+    status = mci_writer_check_leaf(w, op, path);
+    if (status != MC_OK) return mci_writer_noted(w, status);
+    if (!index)
+        return mci_writer_noted(w, mci_fail(MC_EINVAL, "%s: %s: no place for the index", op, file));
     *index = -1;
     if (dtype < 0 || dtype >= MC_DTYPE_COUNT)
-        return noted(
+        return mci_writer_noted(
             w, mci_fail(MC_EINVAL, "%s: %s: '%s': there is no dtype %d", op, file, path, dtype));
     if (ndim < 0 || ndim > MC_MAX_DIMS || (ndim > 0 && !shape))
-        return noted(w, mci_fail(MC_EINVAL, "%s: %s: '%s': %d axes; 0 to %d are wanted", op, file,
-                                 path, ndim, MC_MAX_DIMS));
+        return mci_writer_noted(w, mci_fail(MC_EINVAL, "%s: %s: '%s': %d axes; 0 to %d are wanted",
+                                            op, file, path, ndim, MC_MAX_DIMS));
     int64_t bytes = mc_dtype_size(dtype);
     int fits = 1;
     for (int i = 0; i < ndim; i++) {
@@ -289,12 +305,13 @@ mc_status mc_h5_dataset(mc_h5_writer *w, const char *path, int dtype, int ndim,
     }
     /* no file system holds more, and libhdf5 adds offsets to it */
     if (!fits || bytes > INT64_MAX / 4)
-        return noted(w, mci_fail(MC_EINVAL, "%s: %s: '%s': a size is negative or too large", op,
-                                 file, path));
+        return mci_writer_noted(
+            w,
+            mci_fail(MC_EINVAL, "%s: %s: '%s': a size is negative or too large", op, file, path));
     mci_item it = {.path = strdup(path), .in_parts = 1, .dtype = dtype, .ndim = ndim};
     status = add_item(w, &it, shape);
     if (status == MC_OK) *index = w->n - 1;
-    return noted(w, status);
+    return mci_writer_noted(w, status);
 }
 
 /* Item `index` when n more elements of `dtype` fit into it. */
@@ -346,7 +363,7 @@ static mc_status put_file(mc_h5_writer *w, mci_item *it, int64_t at, const mci_s
     }
     if (status == MC_OK) mci_digest_text(own, digest);
     if (status == MC_OK && s->digest && strcmp(digest, s->digest) != 0)
-        status = mci_fail(MC_EIO,
+        status = mci_fail(MC_EFORMAT,
                           "%s: '%s': the source is damaged: its bytes do not match their "
                           "digest",
                           w->file.name, it->path);
@@ -404,14 +421,14 @@ mc_status mc_h5_part(mc_h5_writer *w, int64_t index, const mc_tensor *t) {
     if (status == MC_OK) status = check_tensor(w, op, it->path, t);
     if (status == MC_OK) status = check_fit(w, op, it, mc_tensor_dtype(t), mc_tensor_numel(t));
     if (status == MC_OK) status = write_at_once(w, it);
-    if (status != MC_OK) return noted(w, status);
+    if (status != MC_OK) return mci_writer_noted(w, status);
     int64_t size = mc_dtype_size(it->dtype), at = it->come * size, n = mc_tensor_numel(t) * size;
     if (mc_tensor_device(t) != 0)
         status = put_device(w, it, at, t);
     else
         status = put(w, it, at, mc_tensor_data(t), n);
     if (status == MC_OK) it->come += mc_tensor_numel(t);
-    return noted(w, status);
+    return mci_writer_noted(w, status);
 }
 
 /* The digest that a whole dataset of our own dialect says it has, or NULL. */
@@ -445,16 +462,16 @@ mc_status mc_h5_part_file(mc_h5_writer *w, int64_t index, mc_h5_file *f, int64_t
     mc_status status = mci_writer_usable(w, op);
     if (status != MC_OK) return status;
     status = check_part(w, op, index, &it);
-    if (status != MC_OK) return noted(w, status);
+    if (status != MC_OK) return mci_writer_noted(w, status);
     const mc_h5_entry *e = mc_h5_get(f, entry);
     if (!e || e->kind != MC_H5_DATASET)
-        return noted(w, mci_fail(MC_EINVAL,
-                                 "%s: %s: '%s': no file, or entry %lld (0-based) of it "
-                                 "is no dataset",
-                                 op, w->file.name, it->path, (long long)entry));
+        return mci_writer_noted(w, mci_fail(MC_EINVAL,
+                                            "%s: %s: '%s': no file, or entry %lld (0-based) of it "
+                                            "is no dataset",
+                                            op, w->file.name, it->path, (long long)entry));
     if (e->problem)
-        return noted(w, mci_fail(MC_EFORMAT, "%s: %s: '%s': '%s' cannot be read: %s", op,
-                                 w->file.name, it->path, e->path, e->problem));
+        return mci_writer_noted(w, mci_fail(MC_EFORMAT, "%s: %s: '%s': '%s' cannot be read: %s", op,
+                                            w->file.name, it->path, e->path, e->problem));
     int64_t size = mc_dtype_size(it->dtype), all = 0;
     status = check_fit(w, op, it, e->dtype, n);
     if (status == MC_OK) all = e->bytes / size;
@@ -464,7 +481,7 @@ mc_status mc_h5_part_file(mc_h5_writer *w, int64_t index, mc_h5_file *f, int64_t
                           "(0-based)",
                           op, w->file.name, it->path, e->path, (long long)all, (long long)n,
                           (long long)first);
-    if (status != MC_OK || n == 0) return noted(w, status);
+    if (status != MC_OK || n == 0) return mci_writer_noted(w, status);
     mci_source s = {.file = f,
                     .entry = entry,
                     .first = first * size,
@@ -472,7 +489,7 @@ mc_status mc_h5_part_file(mc_h5_writer *w, int64_t index, mc_h5_file *f, int64_t
                     .digest = n == all ? said_digest(f, e) : NULL};
     status = it->running ? put_file(w, it, it->come * size, &s) : add_source(w, it, &s);
     if (status == MC_OK) it->come += n;
-    return noted(w, status);
+    return mci_writer_noted(w, status);
 }
 
 mc_status mci_writer_gather(mc_h5_writer *w) {
@@ -507,33 +524,6 @@ mc_status mci_writer_gather(mc_h5_writer *w) {
     return MC_OK;
 }
 
-/* -- views ------------------------------------------------------------------------------------- */
-
-mc_status mc_h5_view_stack(mc_h5_writer *w, const char *path, int64_t n,
-                           const char *const *sources) {
-    static const char op[] = "h5_view_stack";
-    mc_status status = mci_writer_usable(w, op);
-    if (status != MC_OK) return status;
-    status = check_leaf(w, op, path);
-    if (status == MC_OK && (n < 1 || n > MCI_H5_MAX_MAPS || !sources))
-        status = mci_fail(MC_EINVAL, "%s: %s: '%s': %lld sources; 1 to %d are wanted", op,
-                          w->file.name, path, (long long)n, MCI_H5_MAX_MAPS);
-    for (int64_t i = 0; i < n && status == MC_OK; i++) status = check_leaf(w, op, sources[i]);
-    if (status == MC_OK) status = w->api->view_stack(w->out, path, n, sources);
-    return noted(w, status);
-}
-
-mc_status mc_h5_view_select(mc_h5_writer *w, const char *path, const char *source,
-                            int64_t position) {
-    static const char op[] = "h5_view_select";
-    mc_status status = mci_writer_usable(w, op);
-    if (status != MC_OK) return status;
-    status = check_leaf(w, op, path);
-    if (status == MC_OK) status = check_leaf(w, op, source);
-    if (status == MC_OK) status = w->api->view_select(w->out, path, source, position);
-    return noted(w, status);
-}
-
 /* -- attributes -------------------------------------------------------------------------------- */
 
 static mc_status put_attr(mc_h5_writer *w, const char *op, const char *path,
@@ -545,8 +535,9 @@ static mc_status put_attr(mc_h5_writer *w, const char *op, const char *path,
         (!attr->name || !*attr->name || strlen(attr->name) > MCI_H5_MAX_ATTR_NAME))
         status = mci_fail(MC_EINVAL, "%s: %s: '%s': an attribute's name has 1 to %d bytes", op,
                           w->file.name, path, MCI_H5_MAX_ATTR_NAME);
+    if (status == MC_OK) status = mci_views_settle(w, path);
     if (status == MC_OK) status = w->api->attr(w->out, path, attr);
-    return noted(w, status);
+    return mci_writer_noted(w, status);
 }
 
 mc_status mc_h5_attr_int(mc_h5_writer *w, const char *path, const char *name, int64_t value) {
@@ -555,7 +546,8 @@ mc_status mc_h5_attr_int(mc_h5_writer *w, const char *path, const char *name, in
 }
 
 mc_status mc_h5_attr_double(mc_h5_writer *w, const char *path, const char *name, double value) {
-    mc_h5_attr attr = {.name = name, .kind = MC_H5_DOUBLE, .d = value};
+    /* NaN differs in sign between one that was computed and one that was read as text */
+    mc_h5_attr attr = {.name = name, .kind = MC_H5_DOUBLE, .d = isnan(value) ? (double)NAN : value};
     return put_attr(w, "h5_attr_double", path, &attr);
 }
 
@@ -571,19 +563,21 @@ mc_status mc_h5_attr_string(mc_h5_writer *w, const char *path, const char *name,
     if (status != MC_OK) return status;
     const char *file = w->file.name, *of = path ? path : "", *called = name ? name : "";
     if (n < 0 || (n > 0 && !value))
-        return noted(
+        return mci_writer_noted(
             w, mci_fail(MC_EINVAL, "%s: %s: no text, or a length of %lld", op, file, (long long)n));
     if (n > MCI_H5_MAX_ATTR_BYTES)
-        return noted(w, mci_fail(MC_EINVAL,
-                                 "%s: %s: '%s' of '%s' has %lld bytes; an attribute holds %d, "
-                                 "longer text belongs in a dataset",
-                                 op, file, called, of, (long long)n, MCI_H5_MAX_ATTR_BYTES));
+        return mci_writer_noted(
+            w, mci_fail(MC_EINVAL,
+                        "%s: %s: '%s' of '%s' has %lld bytes; an attribute holds %d, "
+                        "longer text belongs in a dataset",
+                        op, file, called, of, (long long)n, MCI_H5_MAX_ATTR_BYTES));
     /* the padding is NUL, so a reader could not tell where the text ends */
     if (n > 0 && value[n - 1] == '\0')
-        return noted(w, mci_fail(MC_EINVAL,
-                                 "%s: %s: '%s' of '%s' ends in a NUL byte; such text belongs in a "
-                                 "dataset",
-                                 op, file, called, of));
+        return mci_writer_noted(
+            w, mci_fail(MC_EINVAL,
+                        "%s: %s: '%s' of '%s' ends in a NUL byte; such text belongs in a "
+                        "dataset",
+                        op, file, called, of));
     mc_h5_attr attr = {.name = name, .kind = MC_H5_STRING, .size = (int32_t)n, .s = value};
     return put_attr(w, op, path, &attr);
 }

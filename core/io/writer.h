@@ -1,5 +1,5 @@
-/* writer.h: a file being written, shared by writer.c (what goes in), commit.c (the way to the disk)
- * and journal.c (what an earlier process brought there already).
+/* writer.h: a file being written, shared by writer.c and views.c (what goes in), commit.c (the way
+ * to the disk) and journal.c (what an earlier process brought there already).
  *
  * libhdf5 makes the structure in a file in memory, where every dataset has its offset and no bytes.
  * The real file is written by our own calls alone: first the tensors, then the structure around
@@ -28,7 +28,23 @@ typedef struct mci_item {
     mci_source *sources; /* stretches of files, read at commit; */
     int64_t n_sources, room;
     mci_digest *running; /* or: all that has come is written, and this is its digest so far */
+    int written;         /* at commit: the pump has told so */
+    char said[MCI_DIGEST_TEXT]; /* the digest that the structure has */
 } mci_item;
+
+/* Views in the order of their calls, the first `made` of which are made; and the names that the
+ * file has by then. (views.c) */
+typedef struct mci_h5_view mci_h5_view;
+typedef struct mci_name mci_name;
+typedef struct mci_views {
+    mci_h5_view *list;
+    int64_t n, room, made;
+    mci_name *names; /* a hash table; n_places is 0 or a power of two */
+    size_t n_places, n_names;
+    int64_t known;    /* items that are in it */
+    mc_status failed; /* of the view `made`, with its message */
+    char *failure;
+} mci_views;
 
 /* What commit does once the file has its name. */
 typedef struct mci_then {
@@ -45,6 +61,7 @@ struct mc_h5_writer {
     mci_item *items; /* jobs[i] is where items[i] goes */
     mci_write_job *jobs;
     int64_t n, room;
+    mci_views views;
     int64_t links, claimed; /* second names; bytes of the disk that are certain */
     char *failure; /* message of the first failed call; the file cannot be committed then */
     mc_status failed;
@@ -58,7 +75,8 @@ struct mc_h5_writer {
     void *block; /* the snapshot that they lie in, or NULL */
     int64_t block_size;
     mci_pump pump, check_pump;
-    int64_t total; /* bytes to do */
+    int64_t total;  /* bytes to do */
+    int64_t n_said; /* the structure has the digests of so many items */
     pthread_t thread;
     int started, through; /* through: under the lock of commit.c */
     mc_status status;     /* of the thread, with its message */
@@ -71,6 +89,19 @@ mc_status mci_writer_gather(mc_h5_writer *w);
 void mci_writer_free(mc_h5_writer *w);
 /* Fails unless w may be used: it is there, of this process, and its commit has not begun. */
 mc_status mci_writer_usable(const mc_h5_writer *w, const char *op);
+/* Fails unless `path` can be that of a dataset or view. */
+mc_status mci_writer_check_leaf(const mc_h5_writer *w, const char *op, const char *path);
+/* Remembers a failed call, whose status it returns. */
+mc_status mci_writer_noted(mc_h5_writer *w, mc_status status);
+
+/* views.c. Whether views are remembered that are not made; makes the first of them, or all. One
+ * that fails goes on failing, with the same message. */
+int mci_views_left(const mc_h5_writer *w);
+mc_status mci_views_make_next(mc_h5_writer *w);
+mc_status mci_views_make(mc_h5_writer *w);
+/* Before a call that is about the object at `path`: makes all views if it is one of them. */
+mc_status mci_views_settle(mc_h5_writer *w, const char *path);
+void mci_views_free(mci_views *v);
 
 /* journal.c. Opens "<path>.journal" of a partial file; *fresh = 1 when it notes nothing that can be
  * used. NULL *out on failure. */

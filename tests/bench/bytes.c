@@ -5,9 +5,10 @@
  * Durable writes (fsync included), each to a fresh file: by one thread through the page cache, as
  * most programs save; past it by as many threads as ours from aligned memory, without digests; and
  * mci_write_jobs over many tensors, one, many that are not aligned, and small ones. Reads of that
- * file, in the page cache and out of it: by threads into one buffer, and mci_pread_threads tensor
- * by tensor. The cases alternate, and each line gives the median of the rounds, the range, and the
- * ratio to its peers' medians. The default of 1 gigabyte fits any machine; 4.3 is the full run.
+ * file, in the page cache and out of it: by threads into one buffer, and by mci_pread_many, as a
+ * load does, many tensors, one, and small ones. The cases alternate, and each line gives the median
+ * of the rounds, the range, and the ratio to its peers' medians. The default of 1 gigabyte fits any
+ * machine; 4.3 is the full run.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -85,6 +86,7 @@ static void write_raw(void) {
 
 static mci_source *sources;
 static mci_write_job *jobs;
+static mci_extent *extents;
 static int64_t n_jobs;
 
 /* n tensors whose bytes start `shift` behind a page's boundary. */
@@ -147,9 +149,14 @@ static void read_raw(void) {
 }
 
 static void read_jobs(void) {
+    int64_t failed;
     for (int64_t i = 0; i < n_jobs; i++)
-        must(mci_pread_threads(fd, memory + jobs[i].offset, jobs[i].bytes, jobs[i].offset) == 0,
-             "mci_pread_threads");
+        extents[i] = (mci_extent){.offset = jobs[i].offset,
+                                  .bytes = jobs[i].bytes,
+                                  .dst = memory + jobs[i].offset,
+                                  .number = i};
+    errno = mci_pread_many(fd, extents, n_jobs, &failed);
+    must(errno == 0, "mci_pread_many");
 }
 static void read_many(void) {
     make_jobs(tensors, 0);
@@ -257,7 +264,8 @@ int main(int argc, char **argv) {
     int64_t most = total / 4096 + 1;
     sources = calloc((size_t)most, sizeof *sources);
     jobs = calloc((size_t)most, sizeof *jobs);
-    must(sources && jobs, "memory");
+    extents = calloc((size_t)most, sizeof *extents);
+    must(sources && jobs && extents, "memory");
     uint64_t x = 1;
     for (int64_t i = 0; i < total; i += 8) {
         x = x * 6364136223846793005u + 1442695040888963407u;
@@ -271,9 +279,9 @@ int main(int argc, char **argv) {
                       {.name = "mci_write_jobs, not aligned", .run = write_unaligned},
                       {.name = "mci_write_jobs, 4 to 100 KiB", .run = write_small}};
     bench warm[] = {{.name = "pread", .run = read_raw},
-                    {.name = "mci_pread_threads, many tensors", .run = read_many},
-                    {.name = "mci_pread_threads, 1 tensor", .run = read_one},
-                    {.name = "mci_pread_threads, 4 to 100 KiB", .run = read_small}};
+                    {.name = "mci_pread_many, many tensors", .run = read_many},
+                    {.name = "mci_pread_many, 1 tensor", .run = read_one},
+                    {.name = "mci_pread_many, 4 to 100 KiB", .run = read_small}};
     bench cold[5] = {[4] = {.name = "mci_check_jobs, many tensors", .run = check_many}};
     memcpy(cold, warm, sizeof warm);
     printf("bytes: %.2f GB, %d threads write, %d read, %d rounds, in %s\n", (double)total * 1e-9,

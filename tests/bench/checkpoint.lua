@@ -41,7 +41,9 @@ local function bench_raw(...)
   local pipe = assert(io.popen(("'%s' %s"):format(raw, (...):format(select(2, ...)))))
   local text = pipe:read "*a"
   pipe:close()
-  return assert(tonumber(text), "bench_raw failed; build it with: cmake --build build --target bench")
+  local took = tonumber(text)
+  assert(took, "bench_raw failed; build it with: cmake --build build --target bench")
+  return took
 end
 
 -- Rounds of all cases, one after the other in each round: {name = median seconds}.
@@ -99,7 +101,7 @@ local function new_model(layers, experts, out, width)
 end
 
 local function set_layout(model, layout)
-  for _, layer in model:each() do layer:set_layout { weight = layout, bias = layout } end
+  for _, layer in model:each() do layer:set_layout { weight = layout } end
 end
 
 -- ---------------------------------------------------------------- saving

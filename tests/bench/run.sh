@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 build=$(realpath "${1:-build}")
 cmake --build "$build" --target bench >"$build/bench.log" 2>&1 || { cat "$build/bench.log"; exit 1; }
 export LUA_PATH="$PWD/lua/?.lua;$PWD/lua/?/init.lua;$build/lua/?.lua;;" LUA_CPATH="$build/lib/?.so;;"
-export OMP_WAIT_POLICY=passive
+export OMP_WAIT_POLICY=passive MASCON_BUILD_DIR="$build"
 
 # PyTorch may belong to the system's Python while another stands first in PATH.
 python=
@@ -30,7 +30,8 @@ torch small_ops_torch.py
 luajit tests/bench/temporaries.lua
 luajit tests/bench/train.lua
 torch train_torch.py
-luajit tests/bench/checkpoint.lua
+luajit tests/bench/checkpoint.lua "${TMPDIR:-/tmp}" 256 4400 # 4096 44000 is the full run
+"$build/bench/bench_bytes" 0.5 "${TMPDIR:-/tmp}"
 if [ -x "$build/bench/bench_grouped" ]; then
     "$build/bench/bench_grouped" | sed 's/^/grouped /'
 else

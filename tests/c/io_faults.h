@@ -4,6 +4,7 @@
 #ifndef MASCON_IO_FAULTS_H
 #define MASCON_IO_FAULTS_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -24,6 +26,8 @@ static struct {
     int spoil;        /* the spoil-th pwrite from now writes a wrong byte; 0: none */
     int malloc_at;    /* the malloc_at-th allocation from now fails; 0: none */
     int library;      /* calls of the libraries fail too */
+    int folder_error; /* fsync of a folder fails with this errno; 0: it does not */
+    int log;          /* calls are noted in call_log */
     const char *swap; /* the next fsync finds these swap_bytes bytes in its file */
     size_t swap_bytes;
 } fault;
@@ -52,10 +56,53 @@ static int interrupted(void) {
     return 0;
 }
 
+static int count_descriptors(void) {
+    int n = 0;
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d)) n++;
+    if (d) closedir(d);
+    return n;
+}
+
+/* What was done to files, one letter each and never the same twice running: w bytes or length of a
+ * new file, y its fdatasync, s its fsync, S a folder's, r rename, u unlink, j bytes or length of a
+ * journal. */
+static char call_log[64];
+
+static void log_letter(char letter) {
+    static int busy;
+    while (__atomic_exchange_n(&busy, 1, __ATOMIC_ACQUIRE)) continue;
+    size_t n = strlen(call_log);
+    if (n + 1 < sizeof call_log && (n == 0 || call_log[n - 1] != letter)) call_log[n] = letter;
+    __atomic_store_n(&busy, 0, __ATOMIC_RELEASE);
+}
+
+static int is_folder(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* The same of a call on a file, if it is a folder, a journal or a new file. */
+static void log_call(int fd, char letter) {
+    if (!fault.log) return;
+    char link[40], name[1024] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, name, sizeof name - 1);
+    if (n < 0) return;
+    name[n] = '\0';
+    if (is_folder(fd))
+        log_letter('S');
+    else if (strstr(name, ".journal"))
+        log_letter(letter == 'w' ? 'j' : '?');
+    else if (strstr(name, ".tmp-") || strstr(name, ".partial"))
+        log_letter(letter);
+}
+
 /* exported, so that the libraries find them too */
 #pragma GCC visibility push(default)
 ssize_t pwrite(int fd, const void *p, size_t n, off_t at) {
     if (fails(CALLER) || interrupted()) return -1;
+    log_call(fd, 'w');
     if (fault.short_most && n > (size_t)fault.short_most) n = (size_t)fault.short_most;
     if (fault.spoil > 0 && --fault.spoil == 0 && n > 0) {
         char wrong = (char)~*(const char *)p;
@@ -85,15 +132,27 @@ int fallocate(int fd, int mode, off_t at, off_t n) {
 int fsync(int fd) {
     if (fault.swap) syscall(SYS_pwrite64, fd, fault.swap, fault.swap_bytes, 0);
     fault.swap = NULL;
+    log_call(fd, 's');
+    if (fault.folder_error != 0 && is_folder(fd)) {
+        errno = fault.folder_error;
+        return -1;
+    }
     return fails(CALLER) ? -1 : (int)syscall(SYS_fsync, fd);
 }
 int fdatasync(int fd) {
+    log_call(fd, 'y');
     return fails(CALLER) ? -1 : (int)syscall(SYS_fdatasync, fd);
 }
 int ftruncate(int fd, off_t n) {
+    log_call(fd, 'w');
     return fails(CALLER) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
 }
+int unlink(const char *path) {
+    if (fault.log) log_letter('u');
+    return (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0);
+}
 int rename(const char *from, const char *to) {
+    if (fault.log) log_letter('r');
     return fails(CALLER) ? -1 : (int)syscall(SYS_rename, from, to);
 }
 int memfd_create(const char *name, unsigned flags) {
@@ -114,6 +173,7 @@ ssize_t pread64(int fd, void *p, size_t n, off_t at) {
     return pread(fd, p, n, at);
 }
 int ftruncate64(int fd, off_t n) {
+    log_call(fd, 'w');
     return fails(CALLER) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
 }
 

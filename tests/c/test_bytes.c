@@ -202,7 +202,7 @@ static void kinds(void) {
         if (hit < 0) {
             CHECK(status == MC_OK && is_right());
         } else {
-            CHECK(status == MC_EIO && pump.error == 0 && pump.failed == hit);
+            CHECK(status == MC_EFORMAT && pump.error == 0 && pump.failed == hit);
             CHECK(strcmp(pump.message,
                          "the source is damaged: its bytes do not match their digest") == 0);
         }
@@ -212,7 +212,7 @@ static void kinds(void) {
     job_of(0, 0, 0);
     sources[0].digest = "00000000000000000000000000000000";
     mci_pump pump = {0};
-    CHECK(write_jobs(&pump) == MC_EIO && strstr(pump.message, "damaged"));
+    CHECK(write_jobs(&pump) == MC_EFORMAT && strstr(pump.message, "damaged"));
     close(fd);
     mc_tensor_free(cpu);
     mc_tensor_free(fake);
@@ -473,6 +473,41 @@ static void reads(void) {
     CHECK(mci_pread_threads(fd, got, 8 * MIB - 1, 0) == MCI_IO_EOF);
     CHECK(mci_pread_threads(fd, got, 10, file_bytes + 4995) == MCI_IO_EOF);
     CHECK(mci_pread_threads(-1, got, 4 * MIB, 0) == EBADF);
+
+    TITLE("many reads come in any order, with and without gaps, and tell which one failed");
+    enum { PARTS = 3000 };
+    static mci_extent list[PARTS + 1];
+    int64_t failed = -1, at = 0, n = 0;
+    memset(got, 0, 8 * MIB);
+    for (; n < PARTS && at < 6 * MIB;
+         n++) { /* most of a few bytes, some of many; every 7th left out */
+        int64_t bytes = n % 500 == 499 ? MIB + n : n % 37 + 1;
+        if (n % 7 != 3)
+            list[n] = (mci_extent){.offset = at, .bytes = bytes, .dst = got + at, .number = n};
+        else
+            list[n] = (mci_extent){.offset = at, .dst = got + at, .number = n};
+        at += bytes;
+    }
+    for (int64_t i = 0; i < n; i++) { /* shuffled */
+        int64_t j = i * 7919 % n;
+        mci_extent other = list[i];
+        list[i] = list[j];
+        list[j] = other;
+    }
+    CHECK(mci_pread_many(fd, list, n, &failed) == 0);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const char *p = list[i].dst;
+        wrong += memcmp(p, pool + list[i].offset, (size_t)list[i].bytes) != 0;
+        wrong += list[i].bytes == 0 && memcmp(p, "\0", 1) != 0;
+    }
+    CHECK(wrong == 0 && n > 2000);
+    for (int64_t i = 0; i < 50; i++) { /* side by side, ten behind the file's end */
+        int64_t offset = file_bytes + 5000 - 40 + i;
+        list[i] = (mci_extent){.offset = offset, .bytes = 1, .dst = got + i, .number = 1000 + i};
+    }
+    CHECK(mci_pread_many(fd, list, 40, &failed) == 0);
+    CHECK(mci_pread_many(fd, list, 50, &failed) == MCI_IO_EOF && failed == 1040);
     CHECK(mci_digest_file(fd, jobs[0].bytes, 0, text) == 0 && strcmp(text, jobs[0].digest) == 0);
     CHECK(mci_digest_file(fd, 8 * MIB, 0, text) == MCI_IO_EOF);
     free(got);

@@ -116,7 +116,7 @@ static void parts(void) {
         if (at_once) CHECK_OK(mc_h5_part(w, index, nothing));
         mc_status status = mc_h5_part_file(w, index, f, source, 0, n);
         CHECK((status != MC_OK) == at_once);
-        CHECK_STATUS(mc_h5_commit(w), MC_EIO, "'/y': the source is damaged");
+        CHECK_STATUS(mc_h5_commit(w), MC_EFORMAT, "'/y': the source is damaged");
         CHECK(access(path, F_OK) != 0 && count_files("tmp") == 0);
     }
     mc_h5_close(f);
@@ -320,6 +320,71 @@ static void afterwards(void) {
     free(latest);
 }
 
+/* Small tensors are hashed when their datasets are made, all of them when they are written. */
+static void changes(void) {
+    TITLE("a tensor is saved as it is at commit, with the digest of that");
+    enum { SETS = 4 };
+    const int64_t sizes[SETS] = {100, 30000, 40000, 2000000};
+    char *path = name_of("changes.h5"), *again = name_of("again.h5"), name[8];
+    mc_tensor *t[SETS];
+    for (int round = 0; round < 2; round++) {
+        mc_h5_writer *w = NULL;
+        CHECK_OK(mc_h5_create(&w, round ? again : path));
+        for (int i = 0; i < SETS; i++) {
+            snprintf(name, sizeof name, "/%d", i);
+            t[i] = counting(sizes[i], round ? 7 + i : 1);
+            CHECK_OK(mc_h5_tensor(w, name, t[i]));
+        }
+        for (int i = 0; i < SETS && round == 0; i++) {
+            int32_t *p = mc_tensor_data(t[i]);
+            for (int64_t k = 0; k < sizes[i]; k++) p[k] = 7 + i + (int32_t)k;
+        }
+        CHECK_OK(mc_h5_commit(w));
+        for (int i = 0; i < SETS; i++) mc_tensor_free(t[i]);
+    }
+    for (int i = 0; i < SETS; i++) {
+        snprintf(name, sizeof name, "/%d", i);
+        CHECK(counts(path, name, sizes[i], 7 + i));
+    }
+    TITLE("equal content gives equal files, whenever its digests were known");
+    size_t n, m;
+    char *a = slurp(path, &n), *b = slurp(again, &m);
+    CHECK(n == m && memcmp(a, b, n) == 0);
+    free(a);
+    free(b);
+    unlink(path);
+    unlink(again);
+    free(path);
+    free(again);
+}
+
+static void one_nan(void) {
+    TITLE("every NaN gives one attribute, and minus zero stays apart from zero");
+    const uint64_t bits[] = {0x7ff8000000000000, 0xfff8000000000000, 0x7ff0000000000001,
+                             0xffffdeadbeef0000, 0x8000000000000000, 0};
+    const char *path = in_folder("nan.h5");
+    char *bytes[6];
+    size_t size[6];
+    for (int i = 0; i < 6; i++) {
+        double value;
+        memcpy(&value, &bits[i], sizeof value);
+        mc_h5_writer *w = NULL;
+        mc_h5_file *f = NULL;
+        CHECK_OK(mc_h5_create(&w, path));
+        CHECK_OK(mc_h5_attr_double(w, "/", "v", value));
+        CHECK_OK(mc_h5_commit(w));
+        bytes[i] = slurp(path, &size[i]);
+        int same = size[i] == size[0] && memcmp(bytes[i], bytes[0], size[0]) == 0;
+        CHECK(same == (i < 4));
+        CHECK_OK(mc_h5_open(&f, path, NULL));
+        const mc_h5_attr *a = io_attr(f, "/", "v");
+        CHECK(a && memcmp(&a->d, &bits[i < 4 ? 0 : i], sizeof a->d) == 0);
+        mc_h5_close(f);
+    }
+    for (int i = 0; i < 6; i++) free(bytes[i]);
+    unlink(path);
+}
+
 int main(void) {
     if (!make_folder()) return 1;
     CHECK_OK(mc_set_num_threads(1)); /* OpenMP's threads do not survive a fork */
@@ -327,6 +392,8 @@ int main(void) {
     symbolic_links();
     leftovers();
     afterwards();
+    changes();
+    one_nan();
     remove_folder();
     return check_report();
 }

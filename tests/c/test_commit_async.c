@@ -40,6 +40,26 @@ static void threads(void) {
     mc_tensor_free(t);
     CHECK(counts(path[0], "/x", n, 7));
 
+    TITLE("a relative path means the folder where the process was when it was given");
+    char before[4096], *link = name_of("last"), *old = name_of("old.h5");
+    CHECK(getcwd(before, sizeof before) && chdir(folder) == 0);
+    put_file(old, "x");
+    CHECK_OK(mc_h5_create(&w[0], "async0.h5"));
+    t = counting(n, 6);
+    CHECK_OK(mc_h5_tensor(w[0], "/x", t));
+    CHECK_OK(mc_h5_check_written(w[0]));
+    CHECK_OK(mc_h5_then_point(w[0], "last", "async0.h5"));
+    CHECK_OK(mc_h5_then_remove(w[0], "old.h5"));
+    CHECK(chdir("/") == 0);
+    CHECK_OK(mc_h5_commit_start(w[0], 0));
+    CHECK_OK(mc_h5_commit_wait(w[0]));
+    mc_tensor_free(t);
+    CHECK(chdir(before) == 0 && counts(path[0], "/x", n, 6) && count_files("tmp") == 0);
+    CHECK(has_text(link, "async0.h5") && access(old, F_OK) != 0);
+    unlink(link);
+    free(link);
+    free(old);
+
     TITLE("a failure on the thread is the waiter's, and the old file stays");
     w[0] = begun(path[0], 8);
     mkdir(in_folder("folder"), 0755);
@@ -116,7 +136,8 @@ static void threads(void) {
 enum { SETS = 6 };
 static const int64_t set_size = 20000;
 
-/* Datasets /0 .. /5 that count from `seed`; the last comes from file `f` if there is one. */
+/* Datasets /0 .. /5 that count from `seed`; the last comes from file `f` if there is one. commit:
+ * 0 to discard, -1 for a commit whose rename fails, which takes its journal to the end. */
 static mc_status resume(const char *path, const char *key, int seed, mc_h5_file *f, int64_t entry,
                         int commit) {
     mc_h5_writer *w = NULL;
@@ -137,6 +158,13 @@ static mc_status resume(const char *path, const char *key, int seed, mc_h5_file 
             CHECK_OK(mc_h5_tensor(w, name, t));
         }
         mc_tensor_free(t);
+    }
+    if (commit < 0) {
+        unlink(path);
+        mkdir(path, 0755);
+        mc_status failed = mc_h5_commit(w);
+        rmdir(path);
+        return failed == MC_EIO && strstr(mc_last_error(), "its name") ? MC_OK : MC_EINTERNAL;
     }
     if (commit) return mc_h5_commit(w);
     mc_h5_discard(w);
@@ -174,7 +202,7 @@ static void going_on(void) {
 
     TITLE("a save that failed goes on where it was when the key is the same");
     put_file(path, "old");
-    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EIO, "'/5': the source is damaged");
+    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EFORMAT, "'/5': the source is damaged");
     CHECK(has_text(path, "old") && access(partial, F_OK) == 0 && access(journal, F_OK) == 0);
     mc_h5_file *none = NULL;
     CHECK_STATUS(mc_h5_open(&none, partial, NULL), MC_EFORMAT, "not an HDF5 file");
@@ -192,20 +220,20 @@ static void going_on(void) {
         snprintf(name, sizeof name, "/%d", i);
         offsets[i] = offset_of(path, name);
     }
-    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EFORMAT, "damaged");
     flip(partial, offsets[2] + 17);
     CHECK_OK(resume(path, "key", 500, NULL, 0, 1));
     CHECK(which(path, 100) == 0x19 && which(path, 500) == 0x26);
 
     TITLE("a journal with a torn or false line is good up to there");
-    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EFORMAT, "damaged");
     size_t n;
     char *text = slurp(journal, &n);
     char *third = memchr(text, '\n', n) + 1; /* behind the first: that of the key */
     third = memchr(third, '\n', n - (size_t)(third - text)) + 1;
     third = memchr(third, '\n', n - (size_t)(third - text)) + 1;
     CHECK(truncate(journal, third - text + 20) == 0);
-    CHECK_STATUS(resume(path, "key", 300, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 300, f, entry, 1), MC_EFORMAT, "damaged");
     size_t m;
     char *after = slurp(journal, &m);
     CHECK(m == n && memcmp(after, text, (size_t)(third - text)) == 0);
@@ -217,13 +245,33 @@ static void going_on(void) {
     CHECK((first | second | last) == 0x3f);
     CHECK(__builtin_popcount((unsigned)first) == 2 && __builtin_popcount((unsigned)second) == 1);
 
+    TITLE("what is noted of a source that has another digest by now is written again");
+    char *other = name_of("other.h5");
+    mc_h5_file *changed[2] = {NULL, NULL};
+    for (int i = 0; i < 2; i++) {
+        t = counting(set_size, 700 + i);
+        CHECK_OK(mc_h5_create(&w, other));
+        CHECK_OK(mc_h5_attr_string(w, "/", "format", "mascon", 6));
+        CHECK_OK(mc_h5_tensor(w, "/x", t));
+        CHECK_OK(mc_h5_commit(w));
+        mc_tensor_free(t);
+        CHECK_OK(mc_h5_open(&changed[i], other, NULL));
+    }
+    CHECK_OK(resume(path, "key", 100, changed[0], entry, -1));
+    CHECK_OK(resume(path, "key", 100, changed[1], entry, 1));
+    CHECK(which(path, 100) == 0x1f && counts(path, "/5", set_size, 701));
+    mc_h5_close(changed[0]);
+    mc_h5_close(changed[1]);
+    unlink(other);
+    free(other);
+
     TITLE("another key begins afresh");
-    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EFORMAT, "damaged");
     CHECK_OK(resume(path, "another", 500, NULL, 0, 1));
     CHECK(which(path, 500) == 0x3f && count_files("out.h5") == 1);
 
     TITLE("the file that went on is the file made at once, byte for byte");
-    CHECK_STATUS(resume(path, "key", 500, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 500, f, entry, 1), MC_EFORMAT, "damaged");
     CHECK_OK(resume(path, "key", 500, NULL, 0, 1));
     char *plain = name_of("plain.h5"), name[8];
     CHECK_OK(mc_h5_create(&w, plain));
@@ -242,7 +290,7 @@ static void going_on(void) {
     free(plain);
 
     TITLE("a plain save and a sweep leave partial files alone");
-    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EIO, "damaged");
+    CHECK_STATUS(resume(path, "key", 100, f, entry, 1), MC_EFORMAT, "damaged");
     int64_t removed = -1;
     CHECK_OK(mc_h5_sweep(path, &removed));
     CHECK_OK(save(path, 1));
@@ -255,6 +303,32 @@ static void going_on(void) {
                  "out.h5: another process is converting into it");
     close(fd);
     CHECK(is_saved(path, 1) && access(partial, F_OK) == 0);
+
+    TITLE("a process that is about to end is waited for");
+    int ready[2];
+    char byte = 0;
+    CHECK(pipe(ready) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        fd = open(partial, O_RDWR);
+        if (flock(fd, LOCK_EX) == 0 && write(ready[1], "x", 1) == 1) usleep(200000);
+        _exit(0);
+    }
+    CHECK(read(ready[0], &byte, 1) == 1);
+    CHECK_OK(resume(path, "key", 100, NULL, 0, 0));
+    waitpid(child, NULL, 0);
+
+    TITLE("a child of fork does not keep the lock of a writer that has ended");
+    CHECK_OK(mc_h5_create_resumable(&w, path, "key"));
+    child = fork();
+    if (child == 0) _exit(read(ready[0], &byte, 1) == 1 ? 0 : 1);
+    mc_h5_discard(w);
+    CHECK_OK(resume(path, "key", 100, NULL, 0, 0));
+    CHECK(write(ready[1], "x", 1) == 1);
+    waitpid(child, NULL, 0);
+    close(ready[0]);
+    close(ready[1]);
+
     CHECK_STATUS(mc_h5_create_resumable(&w, path, NULL), MC_EINVAL, "no key");
     CHECK_STATUS(mc_h5_create_resumable(&w, "", "key"), MC_EINVAL, "no path");
     CHECK_STATUS(mc_h5_create_resumable(NULL, path, "key"), MC_EINVAL, "no place");

@@ -10,13 +10,14 @@
 
 #include "hostile_files.h"
 #include "io/bytes.h"
+#include "io/file.h"
 #include "io/spawn.h"
 
 /* -- the helper ---------------------------------------------------------------------------------
  */
 
 /* The two messages that come first are read. */
-#define HEARD "head -c 88 <&4 >/dev/null; "
+#define HEARD "head -c 96 <&4 >/dev/null; "
 
 /* The helper is now this shell script. */
 static void helper(const char *script) {
@@ -125,6 +126,63 @@ static void failing_helpers(void) {
     unlink(in_folder("helper"));
 }
 
+/* The one child of this process; 0 when there is none. */
+static int only_child(void) {
+    char path[64];
+    int found = 0;
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    FILE *list = fopen(path, "r");
+    if (list && fscanf(list, "%d", &found) != 1) found = 0;
+    if (list) fclose(list);
+    return found;
+}
+
+static void decoding_helpers(void) {
+    hf_begin(HF_OLD);
+    hf_set("/x", H5T_STD_I32BE, 64, H5P_DEFAULT);
+    hf_set("/y", H5T_STD_I32BE, 64, H5P_DEFAULT);
+    hf_set("/z", H5T_STD_I32BE, 64, H5P_DEFAULT);
+    hf_end();
+    mc_h5_file *f = NULL;
+    int values[64];
+    char script[1024];
+    size_t n = 0;
+    CHECK_OK(mc_h5_open(&f, in_folder("hostile.h5"), NULL));
+    TITLE("a dataset whose helper died is not tried again, others are");
+    snprintf(script, sizeof script,
+             "echo started >>%s/starts; head -c 99 <&4 >/dev/null; while :; do printf "
+             "'\\002MHS\\0\\0\\0\\0\\1\\0\\0\\0\\0\\0\\0\\0a' >&4; sleep 0.05; done",
+             folder);
+    helper(script);
+    int pid = only_child();
+    CHECK(pid > 0 && kill(pid, SIGKILL) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_STATUS(mci_h5_fetch(f, 1, 0, 256, values), MC_EIO, "was killed (signal 9)");
+    CHECK(access(in_folder("starts"), F_OK) != 0 && only_child() == 0);
+
+    TITLE("a helper that sends a byte now and then is stopped in the time its answer is worth");
+    mci_decode_seconds = 0.3;
+    for (int i = 0; i < 2; i++) {
+        double start = now();
+        CHECK_STATUS(mci_h5_fetch(f, 2, 0, 256, values), MC_EIO,
+                     "hostile.h5: the reading helper was stopped after 0.3");
+        CHECK(i == 0 ? now() - start < 2 : now() - start < 0.1);
+    }
+    CHECK(only_child() == 0);
+    mci_decode_seconds = 10;
+    char *text = slurp(in_folder("starts"), &n);
+    CHECK(text && n == strlen("started\n"));
+    free(text);
+
+    TITLE("after that the other datasets can still be read");
+    mci_h5_helper_for_tests(NULL);
+    CHECK_OK(mci_h5_fetch(f, 3, 0, 256, values));
+    CHECK(values[63] == 63);
+    mc_h5_close(f);
+    unlink(in_folder("starts"));
+    unlink(in_folder("helper"));
+}
+
 static void *open_often(void *failures) {
     for (int i = 0; i < 8; i++) {
         mc_h5_file *f = NULL;
@@ -203,12 +261,8 @@ static void processes(void) {
     child = fork();
     if (child == 0) {
         mc_h5_file *f = NULL;
-        char path[64];
-        int found = 0;
         mc_h5_open(&f, in_folder("hostile.h5"), NULL); /* the helper stays: /x is decoded */
-        snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
-        FILE *list = fopen(path, "r");
-        if (list && fscanf(list, "%d", &found) != 1) found = 0;
+        int found = only_child();
         if (write(ends[1], &found, sizeof found) < 0) _exit(1);
         for (;;) pause();
     }
@@ -221,6 +275,32 @@ static void processes(void) {
     close(ends[0]);
     close(ends[1]);
 }
+
+#ifndef MASCON_SANITIZE /* which reserve terabytes, so that the helper does not limit its memory \
+                         */
+static void memory(void) {
+    TITLE("a helper that needs more memory than it may have is an error");
+    hf_begin(HF_NEW);
+    hf_set("/x", H5T_STD_I32LE, 8, H5P_DEFAULT);
+    for (int i = 0; i < 60000; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "l%05d", i);
+        H5Lcreate_hard(hf, "/x", hf, name, H5P_DEFAULT, H5P_DEFAULT);
+    }
+    hf_end();
+    int64_t before = mci_helper_memory;
+    mc_h5_file *f = NULL;
+    mci_helper_memory = 4 << 20;
+    CHECK_STATUS(mc_h5_open(&f, in_folder("hostile.h5"), NULL), MC_ENOMEM,
+                 "hostile.h5: out of memory while listing it");
+    CHECK(!f);
+    mci_helper_memory = before;
+    TITLE("with the memory that helpers have it opens");
+    CHECK_OK(mc_h5_open(&f, in_folder("hostile.h5"), NULL));
+    CHECK(mc_h5_count(f) == 60002);
+    mc_h5_close(f);
+}
+#endif
 
 static void options(void) {
     TITLE("options of another size or out of range are refused");
@@ -241,8 +321,12 @@ static void options(void) {
 int main(void) {
     if (!make_folder()) return 1;
     failing_helpers();
+    decoding_helpers();
     processes();
     options();
+#ifndef MASCON_SANITIZE
+    memory();
+#endif
     unlink(in_folder("hostile.h5"));
     remove_folder();
     return check_report();

@@ -170,6 +170,37 @@ static void sizes(void) {
     has_problem("/b", "its bytes are not all in the file");
 }
 
+/* A file with n + 1 links on one dataset. */
+static void make_links(int n) {
+    hf_begin(HF_NEW);
+    hf_set("/x", H5T_STD_I32LE, 8, H5P_DEFAULT);
+    hid_t group = H5Gcreate2(hf, "/g", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    for (int i = 0; i < n; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "%d", i);
+        H5Lcreate_hard(hf, "/x", group, name, H5P_DEFAULT, H5P_DEFAULT);
+    }
+    H5Gclose(group);
+    hf_end();
+}
+
+static void counts(void) {
+    TITLE("more links than a file of its size may have refuse it");
+    make_links(190000);
+    mc_h5_file *f = NULL;
+    long before = resident_mib();
+    CHECK_STATUS(mc_h5_open(&f, in_folder("hostile.h5"), NULL), MC_EFORMAT,
+                 "and attributes (0) than a file of its size may have: listing them would take "
+                 "over");
+    CHECK(strstr(mc_last_error(), "hostile.h5: more objects (1") != NULL);
+    CHECK(!f && resident_mib() - before < GROWTH);
+    TITLE("as many links as nobody needs are listed");
+    make_links(50000);
+    CHECK_OK(mc_h5_open(&f, in_folder("hostile.h5"), NULL));
+    CHECK(mc_h5_count(f) == 50003);
+    mc_h5_close(f);
+}
+
 static void attributes(void) {
     TITLE("attributes of variable length and of 60 MB are passed over unread, at any object");
     size_t n = 60 << 20;
@@ -446,6 +477,7 @@ int main(void) {
     outward();
     links();
     sizes();
+    counts();
     attributes();
     views();
     profiles();

@@ -2,6 +2,8 @@
  *
  * With arguments it exchanges files with h5py: see io_files.h.
  */
+#include <fcntl.h>
+
 #include "io_files.h"
 
 static void round_trip(void) {
@@ -296,6 +298,125 @@ static void parts(void) {
     unlink(path);
 }
 
+/* The file at `path` has datasets /a (int32 0, 1, ... of 3,000,000), /b (1000 of them) and /c (10
+ * bools); fills tensors of `device` by one call. */
+static void many_into(mc_h5_file *f, int device) {
+    int64_t a = -1, b = -1, c = -1, n = 2000500, m = 1000, k = 10, zero = 0;
+    io_find(f, "/a", &a);
+    io_find(f, "/b", &b);
+    io_find(f, "/c", &c);
+    mc_tensor *all = mc_tensor_new(), *one = mc_tensor_new(), *bits = mc_tensor_new();
+    CHECK_OK(mc_empty(all, MC_INT32, device, 1, &n));
+    CHECK_OK(mc_fill(all, -1));
+    CHECK_OK(mc_empty(one, MC_INT32, device, 1, &m));
+    CHECK_OK(mc_empty(bits, MC_BOOL, device, 1, &k));
+    mc_h5_stretch list[] = {
+        {c, 0, 10, bits, 0},       {a, 1000000, 2000000, all, 500},
+        {b, 999, 1, all, 499},     {b, 0, 498, all, 0},
+        {b, 499, 501, one, 499},   {b, 0, 499, one, 0},
+        {a, 2999999, 1, all, 498}, {a, 7, 0, one, 1000},
+    };
+    int64_t before = mc_tensor_version(one);
+    CHECK_OK(mc_h5_read_many(f, list, sizeof list / sizeof *list));
+    CHECK(mc_tensor_version(one) > before);
+    int32_t *got = malloc((size_t)n * sizeof *got);
+    CHECK_OK(mc_read(all, got, n * 4));
+    int64_t wrong = (got[498] != 2999999) + (got[499] != 999);
+    for (int i = 0; i < 498; i++) wrong += got[i] != i;
+    for (int i = 500; i < n; i++) wrong += got[i] != 1000000 + i - 500;
+    CHECK_OK(mc_read(one, got, m * 4));
+    for (int i = 0; i < m; i++) wrong += got[i] != i;
+    CHECK(wrong == 0);
+    unsigned char truth[10];
+    CHECK_OK(mc_read(bits, truth, k));
+    for (int i = 0; i < k; i++) CHECK(truth[i] == i % 2);
+
+    mc_h5_stretch bad[] = {{b, 0, 1000, one, 0}, {b, 0, 1000, one, 0}};
+    CHECK_OK(mc_fill(one, 0));
+    before = mc_tensor_version(one);
+#define REFUSED(part) CHECK_STATUS(mc_h5_read_many(f, bad, 2), MC_EINVAL, part)
+    bad[1].target_first = 1;
+    REFUSED("'/b': the tensor has 1000 elements, to be filled are 1000 from 1 (0-based)");
+    bad[1].target_first = -1;
+    REFUSED("to be filled are 1000 from -1");
+    bad[1].target_first = INT64_MAX;
+    REFUSED("the tensor has 1000 elements");
+    bad[1] = (mc_h5_stretch){a, 3000000, 1, one, 0};
+    REFUSED("'/a' has 3000000 elements, wanted are 1 from 3000000 (0-based)");
+    bad[1] = (mc_h5_stretch){a, 0, -1, one, 0};
+    REFUSED("wanted are -1 from 0");
+    bad[1] = (mc_h5_stretch){c, 0, 1, one, 0};
+    REFUSED("'/c' is bool and the tensor is int32");
+    bad[1] = (mc_h5_stretch){c, 0, 1, NULL, 0};
+    REFUSED("'/c': the tensor is empty");
+    bad[1] = (mc_h5_stretch){0, 0, 1, one, 0};
+    REFUSED("'/' is a group");
+#undef REFUSED
+    CHECK_STATUS(mc_h5_read_many(f, NULL, 1), MC_EINVAL, "no list");
+    CHECK_STATUS(mc_h5_read_many(NULL, bad, 1), MC_EINVAL, "no file");
+    CHECK_OK(mc_h5_read_many(f, NULL, zero));
+    CHECK_OK(mc_read(one, got, m * 4));
+    for (int i = 0; i < m; i++) wrong += got[i] != 0;
+    CHECK(wrong == 0 && mc_tensor_version(one) == before);
+    free(got);
+    mc_tensor_free(all);
+    mc_tensor_free(one);
+    mc_tensor_free(bits);
+}
+
+static void many(void) {
+    TITLE("many stretches are read at once; one that is wrong leaves all unread");
+    const char *path = in_folder("many.h5");
+    int64_t n = 3000000, m = 1000, k = 10;
+    int32_t *values = malloc((size_t)n * sizeof *values);
+    unsigned char truth[10];
+    for (int i = 0; i < n; i++) values[i] = i;
+    for (int i = 0; i < k; i++) truth[i] = (unsigned char)(i % 2);
+    mc_tensor *a = io_tensor(MC_INT32, 1, &n, values), *b = io_tensor(MC_INT32, 1, &m, values);
+    mc_tensor *c = io_tensor(MC_BOOL, 1, &k, truth);
+    mc_h5_writer *w = NULL;
+    CHECK_OK(mc_h5_create(&w, path));
+    CHECK_OK(mc_h5_tensor(w, "/a", a));
+    CHECK_OK(mc_h5_tensor(w, "/b", b));
+    CHECK_OK(mc_h5_tensor(w, "/c", c));
+    CHECK_OK(mc_h5_commit(w));
+    mc_h5_file *f = NULL;
+    CHECK_OK(mc_h5_open(&f, path, NULL));
+    int fake = 0;
+    CHECK_OK(mc_device_parse("fake", &fake));
+    many_into(f, 0);
+    many_into(f, fake);
+
+    TITLE("a failure among many names its dataset");
+    int64_t at[3] = {-1, -1, -1};
+    const mc_h5_entry *e = io_find(f, "/c", &at[2]);
+    io_find(f, "/b", &at[1]);
+    io_find(f, "/a", &at[0]);
+    mc_h5_stretch list[] = {{at[0], 0, n, a, 0}, {at[1], 0, m, b, 0}, {at[2], 0, k, c, 0}};
+    int fd = open(path, O_WRONLY);
+    CHECK(fd >= 0 && e && pwrite(fd, "\7", 1, e->offset + 4) == 1);
+    CHECK_STATUS(mc_h5_read_many(f, list, 3), MC_EFORMAT,
+                 "many.h5: '/c' holds 7 as a bool at position 4 (0-based)");
+    e = io_find(f, "/a", NULL);
+    const mc_h5_entry *last = e;
+    for (int i = 0; i < 3; i++) {
+        if (mc_h5_get(f, at[i])->offset > last->offset) last = mc_h5_get(f, at[i]);
+    }
+    char part[128];
+    snprintf(part, sizeof part, "many.h5: cannot read '%s': the file ends too early", last->path);
+    CHECK(ftruncate(fd, last->offset + last->bytes - 1) == 0);
+    CHECK_STATUS(mc_h5_read_many(f, list, 3), MC_EIO, part);
+    CHECK(ftruncate(fd, e->offset + 8000000) == 0);
+    CHECK_STATUS(mc_h5_read_many(f, list, 1), MC_EIO, "cannot read '/a': the file ends too early");
+    close(fd);
+    mc_h5_close(f);
+    mc_tensor_free(a);
+    mc_tensor_free(b);
+    mc_tensor_free(c);
+    free(values);
+    unlink(path);
+}
+
 static void equal_files(void) {
     TITLE("equal content gives equal files, whenever and wherever it is written");
     size_t n = 0, m = 0;
@@ -327,6 +448,7 @@ int main(int argc, char **argv) {
     paths();
     ties_and_order();
     parts();
+    many();
     equal_files();
     remove_folder();
     return check_report();

@@ -307,6 +307,84 @@ static void lies(void) {
     LIE(rows[A].raw.n_attrs = 1025, "too many attributes");
 }
 
+/* -- what a listing costs -----------------------------------------------------------------------
+ */
+
+/* The root and n objects: empty datasets "/00000000" and on, each with an attribute of `text_bytes`
+ * bytes of text unless that is 0, or the first of them and links on it. NULL when it parses. */
+static const char *parse_many(int n, int links, size_t text_bytes, int alike) {
+    static char why[256];
+    size_t each = sizeof(mci_scan_row) + sizeof(mci_scan_attr) + 8 + 10 + 2 + text_bytes + 1;
+    unsigned char *block = malloc(sizeof listing + ((size_t)n + 1) * each), *p = block;
+    mci_scan_listing head = {.n_rows = (uint32_t)n + 1,
+                             .n_attrs = text_bytes ? (uint32_t)n : 0,
+                             .n_chars = 2 + (uint32_t)n * 10};
+    if (text_bytes) head.n_chars += (uint32_t)n * (uint32_t)(2 + text_bytes + 1);
+    mci_scan_row root = {.kind = MC_H5_GROUP, .dtype = -1, .path = 2, .offset = -1};
+    int64_t none = 0;
+    p = (unsigned char *)mempcpy(p, &head, sizeof head);
+    p = (unsigned char *)mempcpy(p, &root, sizeof root);
+    p = (unsigned char *)mempcpy(p, "/", 2);
+    for (int i = 0; i < n; i++) {
+        int link = links && i > 0;
+        mci_scan_row raw = {.same = link ? 2 : 0,
+                            .kind = MC_H5_DATASET,
+                            .dtype = MC_FLOAT32,
+                            .ndim = link ? 0 : 1,
+                            .path = 10,
+                            .n_attrs = text_bytes ? 1 : 0,
+                            .offset = -1,
+                            .object = link ? 1 : i + 1};
+        p = (unsigned char *)mempcpy(p, &raw, sizeof raw);
+        if (!link) p = (unsigned char *)mempcpy(p, &none, sizeof none);
+        p += sprintf((char *)p, "/%08d", i) + 1;
+        if (text_bytes) {
+            mci_scan_attr one = {.name = 2, .kind = MC_H5_STRING, .size = (uint32_t)text_bytes};
+            p = (unsigned char *)mempcpy(p, &one, sizeof one);
+            p = (unsigned char *)mempcpy(p, "a", 2);
+            memset(p, 'x', text_bytes);
+            memcpy(p, alike ? "00000000" : (char *)p - 2 - sizeof one - 9, 8);
+            p[text_bytes] = '\0';
+            p += text_bytes + 1;
+        }
+    }
+    mci_h5_table t;
+    const char *wrong = mci_reply_parse(&t, block, (size_t)(p - block), &facts, why, sizeof why);
+    free(block);
+    if (!wrong) mci_reply_free(&t);
+    return wrong;
+}
+
+static void costs(void) {
+    const char part[] = "more objects than a file of its size may have";
+    make_good();
+    int64_t room = mci_scan_memory(facts.file_bytes) - MCI_COST_GROUP - 2 - MCI_COST_TEXT;
+    TITLE("a listing may cost 64 MiB and the file's size");
+    CHECK(mci_scan_memory(1000) == 67108864 + 1000);
+    int64_t path = 10 + MCI_COST_TEXT;
+    int n = (int)(room / (MCI_COST_DATASET + path));
+    const char *wrong = parse_many(n, 0, 0, 0);
+    if (!CHECK(!wrong)) printf("it says: %s\n", wrong);
+    wrong = parse_many(n + 1, 0, 0, 0);
+    CHECK(wrong && strstr(wrong, part));
+    TITLE("links are counted with what they cost");
+    n = 1 + (int)((room - MCI_COST_DATASET - path) / (MCI_COST_LINK + path));
+    CHECK(!parse_many(n, 1, 0, 0));
+    wrong = parse_many(n + 1, 1, 0, 0);
+    CHECK(wrong && strstr(wrong, part));
+    TITLE("a file that is larger by one of them may have one more");
+    facts.file_bytes += MCI_COST_LINK + path;
+    CHECK(!parse_many(n + 1, 1, 0, 0));
+    facts.file_bytes = 1000;
+    TITLE("texts of attributes that are alike count less");
+    int64_t each = MCI_COST_DATASET + path + MCI_COST_ATTR + 2;
+    n = (int)((room - MCI_COST_TEXT) / (each + 1001 + MCI_COST_TEXT));
+    CHECK(!parse_many(n, 0, 1000, 0));
+    wrong = parse_many(n + 1, 0, 1000, 0);
+    CHECK(wrong && strstr(wrong, part));
+    CHECK(!parse_many(n + 1, 0, 1000, 1));
+}
+
 /* -- any bytes ----------------------------------------------------------------------------------
  */
 
@@ -338,6 +416,7 @@ static void any_bytes(void) {
 int main(void) {
     good();
     lies();
+    costs();
     any_bytes();
     return check_report();
 }

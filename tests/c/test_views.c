@@ -1,5 +1,6 @@
 /* test_views.c: virtual datasets as they are made and listed. That other programs read the right
  * values through them is shown by the interop tests. */
+#include "io/bytes.h"
 #include "io_helpers.h"
 
 static void made_and_listed(void) {
@@ -42,8 +43,8 @@ static void made_and_listed(void) {
             else
                 snprintf(name, sizeof name, "/all/%d/weight%d", dtype, i);
             const mc_h5_entry *e = io_find(f, name, NULL);
-            const mc_h5_attr *a = io_attr(f, name, "dtype");
-            if (!CHECK(e && a)) continue;
+            const mc_h5_attr *a = io_attr(f, name, "dtype"), *kind = io_attr(f, name, "kind");
+            if (!CHECK(e && a && kind && strcmp(kind->s, "view") == 0)) continue;
             CHECK(e->kind == MC_H5_VIEW && e->dtype == dtype && e->offset == -1 && !e->problem);
             CHECK(strcmp(a->s, mc_dtype_name(dtype)) == 0 && !io_attr(f, name, "digest"));
             CHECK(i < 0 ? e->ndim == 3 && memcmp(e->shape, stacked, sizeof stacked) == 0
@@ -175,12 +176,141 @@ static void small_and_equal(void) {
     mc_tensor_free(t);
 }
 
+/* Many datasets whose digests are known only as their bytes come, from file f, and many views. */
+static void save_mixed(const char *path, mc_h5_file *f, int64_t source, const mc_tensor *large,
+                       int layers) {
+    enum { EXPERTS = 8 };
+    int64_t one[2] = {16, 32}, all[3] = {EXPERTS, 16, 32}, index;
+    char name[64], names[EXPERTS][64];
+    const char *sources[EXPERTS];
+    mc_h5_writer *w = NULL;
+    CHECK_OK(mc_h5_create(&w, path));
+    for (int layer = 0; layer < layers; layer++) {
+        snprintf(name, sizeof name, "/%d/one", layer);
+        CHECK_OK(mc_h5_dataset(w, name, MC_UINT8, 3, all, &index));
+        CHECK_OK(mc_h5_part_file(w, index, f, source, layer, EXPERTS * 16 * 32));
+        for (int i = 0; i < EXPERTS; i++) {
+            snprintf(names[i], sizeof names[i], "/%d/one%d", layer, i);
+            CHECK_OK(mc_h5_view_select(w, names[i], name, i));
+        }
+        for (int i = 0; i < EXPERTS; i++) {
+            snprintf(names[i], sizeof names[i], "/%d/each%d", layer, i);
+            sources[i] = names[i];
+            CHECK_OK(mc_h5_dataset(w, names[i], MC_UINT8, 2, one, &index));
+            CHECK_OK(mc_h5_part_file(w, index, f, source, layer * i, 16 * 32));
+        }
+        snprintf(name, sizeof name, "/%d/each", layer);
+        CHECK_OK(mc_h5_view_stack(w, name, EXPERTS, sources));
+        snprintf(name, sizeof name, "/%d/large", layer);
+        if (layer % 16 == 0) CHECK_OK(mc_h5_tensor(w, name, large));
+    }
+    CHECK_OK(mc_h5_commit(w));
+}
+
+static void made_meanwhile(void) {
+    TITLE("views and digests, made while bytes are written, give one file at any timing");
+    enum { SAVES = 20, LAYERS = 100 };
+    char *from = strdup(in_folder("from.h5")), *path = strdup(in_folder("mixed.h5"));
+    int64_t n = 1 << 21, source = -1;
+    mc_tensor *large = patterned(MC_UINT8, 1, &n, 1);
+    mc_h5_writer *w = NULL;
+    mc_h5_file *f = NULL;
+    CHECK_OK(mc_h5_create(&w, from));
+    CHECK_OK(mc_h5_tensor(w, "/s", large));
+    CHECK_OK(mc_h5_commit(w));
+    CHECK_OK(mc_h5_open(&f, from, NULL));
+    CHECK(io_find(f, "/s", &source));
+    size_t size = 0, again = 0;
+    char *bytes = NULL;
+    for (int i = 0; i < SAVES; i++) {
+        mci_io_threads = i % 8; /* 0: as many as it takes */
+        save_mixed(path, f, source, large, LAYERS);
+        char *now = slurp(path, i == 0 ? &size : &again);
+        if (i == 0)
+            bytes = now;
+        else
+            CHECK(size == again && memcmp(bytes, now, size) == 0);
+        if (i > 0) free(now);
+    }
+    mci_io_threads = 0;
+    mc_h5_close(f);
+    CHECK_OK(mc_h5_open(&f, path, NULL));
+    int found = 0, broken = 0;
+    for (int64_t i = 0; i < mc_h5_count(f); i++) {
+        found += mc_h5_get(f, i)->kind == MC_H5_VIEW;
+        broken += mc_h5_get(f, i)->problem != NULL;
+    }
+    CHECK(found == 9 * LAYERS && broken == 0);
+    mc_h5_close(f);
+    mc_tensor_free(large);
+    free(bytes);
+    unlink(from);
+    unlink(path);
+    free(from);
+    free(path);
+}
+
+static void remembered(void) {
+    TITLE("a view can be asked for like any other object, before the file is written");
+    const char *path = in_folder("remembered.h5");
+    int64_t shape[2] = {3, 5};
+    mc_tensor *x = patterned(MC_UINT8, 2, shape, 1);
+    const char *one[] = {"/g/x"};
+    mc_h5_writer *w = NULL;
+    for (int way = 0; way < 8; way++) {
+        CHECK_OK(mc_h5_create(&w, path));
+        CHECK_OK(mc_h5_group(w, "/empty"));
+        CHECK_OK(mc_h5_tensor(w, "/g/x", x));
+        CHECK_OK(mc_h5_view_select(w, "/g/v", "/g/x", 0));
+        CHECK_OK(mc_h5_view_stack(w, "/g/u", 1, one));
+        switch (way) {
+            case 0:
+                CHECK_STATUS(mc_h5_tensor(w, "/g/v", x), MC_EINVAL, "'/g/v' is there already");
+                break;
+            case 1:
+                CHECK_STATUS(mc_h5_bytes(w, "/g/u", "", 0), MC_EINVAL, "'/g/u' is there already");
+                break;
+            case 2:
+                CHECK_STATUS(mc_h5_link(w, "/g/v", "/g/x"), MC_EINVAL, "'/g/v' is there already");
+                break;
+            case 3:
+                CHECK_STATUS(mc_h5_group(w, "/g/v"), MC_EINVAL, "'/g/v' is a tensor, not a group");
+                break;
+            case 4:
+                CHECK_STATUS(mc_h5_view_select(w, "/g/u", "/g/x", 0), MC_EINVAL,
+                             "'/g/u' is there already");
+                break;
+            case 5:
+                CHECK_STATUS(mc_h5_view_select(w, "/g", "/g/x", 0), MC_EINVAL,
+                             "'/g' is there already");
+                break;
+            case 6: /* known only when it is made */
+                CHECK_OK(mc_h5_view_select(w, "/empty", "/g/x", 0));
+                CHECK_OK(mc_h5_view_select(w, "/g/w", "/g/x", 0));
+                break;
+            default:
+                CHECK_OK(mc_h5_view_select(w, "/g/y/v", "/g/x", 1)); /* and its group with it */
+                CHECK_OK(mc_h5_attr_int(w, "/g/y", "note", 1));
+                CHECK_OK(mc_h5_attr_int(w, "/g/u", "note", 2));
+                CHECK_STATUS(mc_h5_view_select(w, "/g/x/v", "/g/x", 1), MC_EINVAL,
+                             "'/g/x' is a tensor, not a group");
+                break;
+        }
+        CHECK_STATUS(mc_h5_commit(w), MC_EINVAL,
+                     way == 6 ? "remembered.h5: '/empty' is there already" : "a call before");
+        CHECK(count_files("remembered") == 0);
+    }
+    mc_tensor_free(x);
+}
+
 int main(void) {
     if (!make_folder()) return 1;
     made_and_listed();
     odd_names_and_shapes();
     refused();
     small_and_equal();
+    made_meanwhile();
+    remembered();
     remove_folder();
     return check_report();
 }

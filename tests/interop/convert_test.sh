@@ -28,7 +28,7 @@ with h5py.File(sys.argv[1] + "/many.h5", "w") as f:
     for i in range(G):
         f.create_dataset(f"m/weight{i}", data=all_[i].astype(">f4"), **packing)
         f.create_dataset(f"m/bias{i}", data=all_[i, :, 0].astype("<f4"))
-with h5py.File(sys.argv[1] + "/one.h5", "w", libver="latest") as f:
+with h5py.File(sys.argv[1] + "/one.h5", "w", libver=("v110", "v110")) as f:
     f.create_dataset("m/weight", data=all_.astype("<f4"), chunks=(5, 7, 9), compression="gzip")
     f.create_dataset("m/bias", data=all_[:, :, 0].astype(">f4"), chunks=True, compression="gzip", compression_opts=9)
 PYTHON

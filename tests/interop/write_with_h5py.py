@@ -139,11 +139,11 @@ def main():
     def create(name, **options):
         return h5py.File(os.path.join(folder, name), 'w', **options)
 
-    for name, options in {'default.h5': {}, 'latest.h5': {'libver': 'latest'},
+    for name, options in {'default.h5': {}, 'latest.h5': {'libver': ('v110', 'v110')},
                           'userblock.h5': {'userblock_size': 2048}}.items():
         with create(name, **options) as f:
             fill(f)
-    for name, options in {'experts.h5': {}, 'experts_latest.h5': {'libver': 'latest'}}.items():
+    for name, options in {'experts.h5': {}, 'experts_latest.h5': {'libver': ('v110', 'v110')}}.items():
         with create(name, **options) as f:
             fill_experts(f)
     with create('many.h5') as f:
@@ -163,12 +163,12 @@ def main():
     with create('deep.h5') as f:
         f.create_group('/'.join(['g'] * 33))
     if os.fork() == 0:
-        f = create('unclosed.h5', libver='latest')
+        f = create('unclosed.h5', libver=('v110', 'v110'))
         f['x'] = 1
         f.flush()
         os._exit(0)
     os.wait()
-    with create('attributes.h5', libver='latest') as f:
+    with create('attributes.h5', libver=('v110', 'v110')) as f:
         for i in range(1025):
             f.attrs[str(i)] = i
 

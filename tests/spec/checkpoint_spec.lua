@@ -122,6 +122,8 @@ describe("a checkpoint", function()
     local big = mc.zeros(1, { dtype = "int64" })
     ffi.cast("int64_t *", big:data())[0] = 2LL ^ 53 + 1LL
     round_trip { t = t, big = big }
+    local back = round_trip { value = 2LL ^ 53 + 1LL, least = -2LL ^ 62 }
+    assert.is_true(back.value == 2LL ^ 53 + 1LL and back.least == -2LL ^ 62)
   end)
 
   it("saves from and loads to a device that the host cannot read", function()

@@ -1,5 +1,6 @@
 -- mascon inspect, diff and verify: exit statuses, texts and JSON, each command in a process of its own.
 local dkjson = require "dkjson"
+local hdf5 = require "mascon.checkpoint.hdf5"
 local mc = require "mascon"
 
 local mascon = "scripts/mascon"
@@ -187,6 +188,21 @@ describe("mascon", function()
       assert.equal(0, (run(("%s diff --rtol 0.2 %s %s"):format(mascon, a, b))))
     end)
 
+    it("prints no control characters that a file has in its names", function()
+      local red = "\27[31m"
+      local a = saved("red_a.h5", { [red] = mc.ones(2), s = { [red] = mc.ones(2) }, d = { [red] = mc.ones(2) },
+        v = { [red] = 1, ["\194\155"] = 1 } })
+      local b = saved("red_b.h5", { [red] = mc.zeros(2), s = { [red] = mc.ones(3) },
+        d = { [red] = mc.ones(2, { dtype = "int32" }) }, v = { [red] = 2 } })
+      local status, out = run(("%s diff %s %s"):format(mascon, a, b))
+      assert.equal(1, status)
+      for _, line in ipairs { "shape: s.?[31m: ", "dtype: d.?[31m: ", "differs: ?[31m: ", "value: v.?[31m: ",
+        "only in A: v.?\n" } do
+        has(out, line)
+      end
+      assert.is_nil(out:find("\27", 1, true))
+    end)
+
     it("names a lost expert", function()
       local sd = gl:state_dict()
       sd.weight10 = nil
@@ -217,6 +233,120 @@ describe("mascon", function()
       assert.is_false(report.ok)
       assert.equal("/model/y", report.damaged[1].name)
       assert.same({}, report.unverified)
+    end)
+
+    describe("of a layer", function()
+      -- A file of one group with these tensors and facts.
+      local function layer(facts, tensors)
+        local path = folder .. "/layer.h5"
+        local writer = hdf5.create(path)
+        for name, value in pairs { format = "mascon", format_version = 1, table = true } do
+          writer:attr("/", name, value)
+        end
+        writer:group("/m")
+        writer:attr("/m", "table", true)
+        for name, value in pairs(facts) do writer:attr("/m", name, value) end
+        for name, t in pairs(tensors) do writer:tensor("/m/" .. name, t) end
+        writer:commit()
+        return path
+      end
+      local function experts(list, shape)
+        local tensors = {}
+        for _, i in ipairs(list) do tensors["weight" .. i] = mc.full(shape or { 2, 2 }, i) end
+        return tensors
+      end
+      -- The facts of a layer of three experts [2, 2] with some of them replaced.
+      local function with(changes)
+        local facts = { type = "GroupedLinear", num_gemms = 3, out_features = 2, in_features = 2,
+          weight_layout = "single" }
+        for name, value in pairs(changes) do facts[name] = value end
+        return facts
+      end
+      local function messages(facts, tensors)
+        local report = mc.checkpoint.verify(layer(facts, tensors))
+        local list = {}
+        for i, found in ipairs(report.facts) do
+          assert.equal("/m", found.name)
+          list[i] = found.message
+        end
+        assert.equal(#list == 0, report.ok)
+        assert.same({}, report.damaged)
+        return list
+      end
+      local stacked = { weight = mc.ones(3, 2, 2) }
+
+      it("answers 1 where the tensors contradict what is said of it, in lines and in JSON", function()
+        local path = layer(with { num_gemms = 2 ^ 40 }, stacked)
+        local status, out, err = run(mascon .. " verify " .. path)
+        assert.equal(1, status)
+        assert.equal("", err)
+        assert.equal(("layer: /m: weight: its shape is [3, 2, 2], and num_gemms is 1099511627776\n"
+          .. "%s: CONTRADICTS ITSELF, 1 dataset checked\n"):format(path), out)
+        assert.same({ { name = "/m", message = "weight: its shape is [3, 2, 2], and num_gemms is 1099511627776" } },
+          json(1, "verify --json " .. path).facts)
+        assert.same({}, json(0, "verify --json " .. many).facts)
+      end)
+
+      it("takes what is so, also where bias and views are beside it", function()
+        assert.same({}, messages(with {}, stacked))
+        assert.same({}, messages(with { weight_layout = "per_expert" }, experts { 0, 1, 2 }))
+        assert.same({}, messages(with { bias_layout = "single" }, { weight = mc.ones(3, 2, 2), bias = mc.ones(3, 2) }))
+        for _, layout in ipairs { "single", "per_expert" } do
+          for _, views in ipairs { false, true } do
+            local path = saved("good.h5", { model = gl:state_dict() }, { layout = layout, views = views })
+            assert.equal(0, (run(mascon .. " verify " .. path)))
+          end
+        end
+      end)
+
+      it("finds facts that no layer has", function()
+        for _, case in ipairs { { -5, "-5" }, { 1.5, "1.5" }, { 1 / 0, "inf" }, { 0 / 0, "nan" }, { 0, "0" },
+          { "3", '"3"' }, { true, "true" }, { 2LL ^ 60, "1152921504606846976" } } do
+          assert.same({ ("num_gemms is %s, wanted an integer of 1 or more"):format(case[2]) },
+            messages(with { num_gemms = case[1] }, stacked))
+        end
+        assert.same({ 'in_features is "ma?ny", wanted an integer of 0 or more',
+          "out_features is -1, wanted an integer of 0 or more" },
+          messages(with { in_features = "ma\27ny", out_features = -1 }, stacked))
+        assert.same({ "weight_layout is true, wanted single or per_expert",
+          'bias_layout is "both", wanted single or per_expert', "optimizer_state is 1, wanted true or false" },
+          messages(with { weight_layout = true, bias_layout = "both", optimizer_state = 1 }, stacked))
+        assert.same({ "type is missing, wanted a text", "num_gemms is missing, wanted an integer of 1 or more" },
+          messages({ weight_layout = "single" }, stacked))
+      end)
+
+      it("finds experts that are lost, and those that are too many", function()
+        local facts = with { weight_layout = "per_expert", num_gemms = 8 }
+        assert.same({ "weight: experts 3-5 of 8 are missing" }, messages(facts, experts { 0, 1, 2, 6, 7 }))
+        assert.same({ "weight: expert 7 of 8 is missing" }, messages(facts, experts { 0, 1, 2, 3, 4, 5, 6 }))
+        assert.same({ "weight: experts 0,2-7 of 8 are missing",
+          "weight: experts 8,70000 are there, and num_gemms is 8" },
+          messages(facts, experts { 1, 8, 70000 }))
+        facts.num_gemms = 2 ^ 40
+        assert.same({ "weight: experts 2-1099511627775 of 1099511627776 are missing" },
+          messages(facts, experts { 0, 1 }))
+        local sd = gl:state_dict()
+        sd.weight10 = nil
+        local status, out = run(mascon .. " verify " .. saved("lost.h5", { model = sd }))
+        assert.equal(1, status)
+        has(out, "layer: /model: weight: expert 10 of 12 is missing\n")
+      end)
+
+      it("finds shapes that are not those of the features, and a layout that is not there", function()
+        assert.same({ "weight: its shape is [3, 2, 2], and in_features is 5" },
+          messages(with { in_features = 5 }, stacked))
+        assert.same({ "weight: its shape is [3, 2], and in_features is 2" },
+          messages(with {}, { weight = mc.ones(3, 2) }))
+        local tensors = experts { 0, 1, 2 }
+        tensors.weight1 = mc.ones(2, 4)
+        assert.same({ "weight1: its shape is [2, 4], and in_features is 2" },
+          messages(with { weight_layout = "per_expert" }, tensors))
+        assert.same({ "weight{0-2}: its shape is [4, 2], and out_features is 2" },
+          messages(with { weight_layout = "per_expert" }, experts({ 0, 1, 2 }, { 4, 2 })))
+        assert.same({ "bias: its shape is [3, 7], and out_features is 2" },
+          messages(with { bias_layout = "single" }, { weight = mc.ones(3, 2, 2), bias = mc.ones(3, 7) }))
+        assert.same({ 'weight: there is none, and weight_layout is "single"' }, messages(with {}, experts { 0, 1, 2 }))
+      end)
     end)
 
     it("warns of equal experts on standard error", function()
@@ -250,11 +380,16 @@ describe("mascon", function()
       local status, out, err = run(("%s %s"):format(mascon, command))
       assert.equal(2, status)
       assert.equal("", out)
-      has(err, "missing argument")
-      status = run(("%s %s --frob %s"):format(mascon, command, one))
+      has(err, ("mascon %s: missing argument"):format(command))
+      has(err, ("mascon %s --help shows the options.\n"):format(command))
+      status, out, err = run(("%s %s --jsno %s"):format(mascon, command, one))
       assert.equal(2, status)
+      assert.equal("", out)
+      has(err, "Did you mean '--json'?")
     end
-    assert.equal(2, (run(("%s diff --rtol x %s %s"):format(mascon, one, one))))
+    local wrong, _, why = run(("%s diff --rtol x %s %s"):format(mascon, one, one))
+    assert.equal(2, wrong)
+    has(why, "mascon diff: --rtol: wanted a number of 0 or more, got 'x'")
     assert.equal(2, (run(("%s inspect --flat --json %s"):format(mascon, one))))
   end)
 
@@ -284,7 +419,8 @@ describe("mascon", function()
   end)
 
   it("begins each help with an example", function()
-    for _, command in ipairs { "inspect", "diff", "verify" } do
+    assert.equal(1, (select(2, run(mascon .. " --help")):find("Example: mascon ", 1, true)))
+    for _, command in ipairs { "inspect", "diff", "verify", "convert", "doctor", "repl", "version" } do
       local status, out = run(("%s %s --help"):format(mascon, command))
       assert.equal(0, status)
       assert.equal(1, (out:find("Example: mascon " .. command, 1, true)))

@@ -206,6 +206,28 @@ describe("mascon convert", function()
       assert.is_true(partly > 0, "no kill came while the file was written")
     end)
 
+    it("ends at once with Ctrl-C, as a kill by its signal, and goes on in the next run", function()
+      local interrupted = 0
+      for try = 0, 9 do
+        os.execute(("rm -f %s*"):format(dst))
+        -- the shell of a terminal would say 130; no error text, and no file
+        local status, out, err = run(([[bash -c 'set -m; %s convert %s %s --layout single & n=0
+          while [ ! -e %s.partial ] && [ ! -e %s ] && [ $n -lt 5000 ]; do n=$((n+1)); sleep 0.001; done
+          sleep 0.0%d; kill -INT $!; wait $!; exit $?']]):format(mascon, big, dst, dst, dst, try))
+        if not lfs.attributes(dst) then
+          interrupted = interrupted + 1
+          assert.equal(130, status)
+          assert.equal("", out)
+          assert.is_nil(err:find("interrupted", 1, true), err)
+          assert.is_not_nil(lfs.attributes(dst .. ".partial"))
+          break
+        end
+      end
+      assert.equal(1, interrupted)
+      assert.equal(0, (convert(big, dst, "--layout single")))
+      assert.is_true(read(dst) == read(unkilled))
+    end)
+
     it("takes over what was finished only where source and options are the same", function()
       -- another conversion to the same place, after a kill of that of `big`
       local function killed(source, opts)

@@ -133,6 +133,18 @@ describe("convert with functions of the user", function()
     end
   end)
 
+  it("takes a tensor that was changed in place for changed, and leaves the tensor it was tied to alone", function()
+    local t = mc.ones(3)
+    mc.save(src, { a = t, b = t, c = t })
+    convert(src, dst, { overwrite = true, transform = function(name, x)
+      if name == "a" then x:mul_(2) end
+    end })
+    local got = mc.load(dst)
+    helper.same(got.a, mc.full({ 3 }, 2))
+    helper.same(got.b, mc.ones(3))
+    assert.is_true(rawequal(got.b, got.c))
+  end)
+
   it("refuses experts that no longer agree after the transform, naming two", function()
     mc.save(src, layer_object("per_expert", 5, 3, true))
     helper.raises("must agree after the transform: model.layers.1.weight0 became float32 [3, 5], "

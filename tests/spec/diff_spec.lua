@@ -156,7 +156,7 @@ describe("mc.checkpoint.diff", function()
     local report = mc.checkpoint.diff(one, saved { model = sd })
     assert.is_false(report.ok)
     assert.equal("model.weight", report.shape[1].name)
-    assert.matches("13 experts in the checkpoint, 12 in the module", report.shape[1].message, 1, true)
+    assert.matches("13 experts in the checkpoint, 12 in the other file", report.shape[1].message, 1, true)
   end)
 
   it("lists names of one file alone, other shapes, other dtypes and other values", function()

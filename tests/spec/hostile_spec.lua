@@ -230,4 +230,86 @@ describe("a hostile or damaged file", function()
     assert.is_true(mc.equal(strange, got.a) and mc.equal(narrow, got.b) and mc.equal(all, got.c))
     assert.is_true(mc.equal(strange, got["key / with . all \1 of it"]))
   end)
+
+  it("and no NaN payload, nor minus zero, changes on any way between files and layouts", function()
+    local ffi = require "ffi"
+    local codes = {
+      float64 = { "uint64_t", 0x7ff0000000000001ULL, 0xfff8dead00beef01ULL, 0x7ff4000000000123ULL,
+        0x8000000000000000ULL },
+      float32 = { "uint32_t", 0x7f800001, 0xffdeadbf, 0x7fa00123, 0x80000000 },
+      float16 = { "uint16_t", 0x7c01, 0xfe0f, 0x7d23, 0x8000 },
+      bfloat16 = { "uint16_t", 0x7f81, 0xffde, 0x7fa1, 0x8000 },
+    }
+    local function layer(dtype, single)
+      return mc.nn.GroupedLinear { num_gemms = 11, in_features = 3, out_features = 2, bias = false,
+        params_dtype = dtype, single_grouped_weight = single }
+    end
+    local function raw(t) return ffi.string(t:data(), t:numel() * t:element_size()) end
+    local other = folder .. "/other.h5"
+    for dtype, list in pairs(codes) do
+      for _, stored in ipairs { true, false } do
+        local gl = layer(dtype, stored)
+        local bits = ffi.cast(list[1] .. " *", gl.weight:data())
+        for i = 0, 65 do bits[i] = list[i % 4 + 2] end
+        local wanted = raw(gl.weight)
+        mc.save(hurt, { model = gl:state_dict() }, { views = true })
+        mc.checkpoint.convert(hurt, other, { layout = stored and "per_expert" or "single", overwrite = true })
+        assert.is_true(mc.checkpoint.diff(hurt, other).ok)
+        for _, file in ipairs { hurt, other } do
+          for _, own in ipairs { true, false } do
+            local direct, by_table = layer(dtype, own), layer(dtype, own)
+            mc.checkpoint.load_into(file, { model = direct })
+            by_table:load_state_dict(mc.load(file).model)
+            assert.is_true(wanted == raw(direct.weight) and wanted == raw(by_table.weight), dtype)
+          end
+        end
+      end
+    end
+  end)
+
+  it("with more elements than 64 bits can count is refused, whichever axis is made up", function()
+    mc.save(hurt, { stack = mc.ones(3, 2, 4) })
+    local whole = tools.slurp(hurt)
+    local _, kinds = edit.object(whole, "stack")
+    local sizes = kinds.dataspace.at + 4 -- 8 bytes each
+    assert.equal(3, edit.number(whole, kinds.dataspace.at + 1, 1))
+    assert.equal(3, edit.number(whole, sizes, 8))
+    for _, made_up in ipairs { { 2 ^ 31, 2 ^ 31, 4 }, { 2 ^ 62, 2, 4 }, { 3, 2 ^ 62, 4 }, { 3, 2, 2 ^ 62 },
+      { 2 ^ 21, 2 ^ 21, 2 ^ 20 }, { 2 ^ 32, 2 ^ 32, 2 ^ 32 }, { 2 ^ 63, 2, 4 }, { 0, 2 ^ 63, 2 ^ 63 } } do
+      local bytes = whole
+      for axis = 1, 3 do bytes = edit.put(bytes, sizes + 8 * (axis - 1), edit.bytes(made_up[axis], 8)) end
+      assert_refused(edit.repair(bytes), ("%.0f x %.0f x %.0f"):format(unpack(made_up)), "'/stack'")
+    end
+  end)
+  it("with JSON that is nested deeply, or far too long, is refused by its name", function()
+    local function own(values)
+      local writer = hdf5.create(hurt)
+      writer:attr("/", "format", "mascon")
+      writer:attr("/", "format_version", 1)
+      writer:attr("/", "table", true)
+      writer:bytes("/#values", values)
+      writer:attr("/#values", "kind", "json")
+      writer:commit()
+      return tools.slurp(hurt)
+    end
+    assert_refused(own(('{"a":'):rep(3e5) .. "1" .. ("}"):rep(3e5)), "nested JSON",
+      "'/#values' is damaged: its JSON is nested too deeply")
+    assert_refused(own('{"a": "' .. ("x"):rep(2 ^ 21) .. '"}'), "long JSON",
+      "'/#values': more than 2097152 bytes of JSON in one file")
+    helper.raises("or in one string", function()
+      local many = {}
+      for i = 1, 2e5 do many["value " .. i] = i end
+      mc.save(hurt, { values = many })
+    end)
+  end)
+
+  it("with a format_version that is no whole number is refused", function()
+    for _, version in ipairs { 0, -1, 1.5, 1 / 0, 0 / 0 } do
+      local writer = hdf5.create(hurt)
+      writer:attr("/", "format", "mascon")
+      writer:attr("/", "format_version", version)
+      writer:commit()
+      assert_refused(tools.slurp(hurt), "a version", "damaged: its format_version is ")
+    end
+  end)
 end)

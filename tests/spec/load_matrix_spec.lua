@@ -556,4 +556,35 @@ describe("the matrix of layouts", function()
       end
     end
   end)
+
+  it("makes no second copy of what it loads, in one layout or across", function()
+    local script, code = folder .. "/peak.lua", [[
+local folder, mc = arg[1], require "mascon"
+local function peak()
+  for line in io.lines "/proc/self/status" do
+    local kb = line:match "^VmHWM:%s+(%d+)"
+    if kb then return kb / 1024 end
+  end
+end
+local layer = mc.nn.GroupedLinear{num_gemms = 32, in_features = 512, out_features = 1024, bias = false}
+for _, layout in ipairs{"single", "per_expert"} do
+  mc.save(folder .. "/" .. layout, {m = layer:state_dict()}, {layout = layout})
+end
+local before = peak()
+for _, stored in ipairs{"single", "per_expert"} do
+  for _, own in ipairs{"single", "per_expert"} do
+    layer:set_layout{weight = own}
+    mc.checkpoint.load_into(folder .. "/" .. stored, {m = layer}, {verify = true})
+  end
+end
+print(peak() - before)
+]]
+    local file = assert(io.open(script, "w"))
+    file:write(code)
+    file:close()
+    local pipe = io.popen(("scripts/mascon %s %s"):format(script, folder))
+    local extra = pipe:read "*n" -- MiB; the layer has 64
+    pipe:close()
+    assert.is_true(extra ~= nil and extra < 24, tostring(extra))
+  end)
 end)

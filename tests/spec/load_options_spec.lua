@@ -51,6 +51,27 @@ describe("a load", function()
     helper.same(x, t)
   end)
 
+  it("casts many small tensors and one that is larger than the stage", function()
+    local n = 2 ^ 22 + 5 -- elements; the stage holds 2^22
+    local sd, bare = { big = mc.arange(n) }, {}
+    for i = 1, 40 do sd["t" .. i] = mc.full({ 3, i }, i) end
+    mc.save(path, { m = sd, n = { h = mc.full({ 7 }, 2.5, { dtype = "float16" }) } })
+    local Net = mc.nn.Module:extend("Net")
+    function Net:init() -- luacheck: ignore 212
+      for name, t in pairs(sd) do self[name] = mc.nn.Parameter(mc.zeros(t:shape(), { dtype = "float64" })) end
+    end
+    local Other = mc.nn.Module:extend("Other")
+    function Other:init() self.h = mc.nn.Parameter(mc.zeros(7)) end
+    local m, other, done = Net(bare), Other(bare), 0
+    mc.checkpoint.load_into(path, { m = m, n = other }, { progress = function(at, all)
+      assert.is_true(at > done and at <= all)
+      done = at
+    end })
+    for name, t in pairs(sd) do helper.same(m[name]:detach(), t:to "float64") end
+    helper.same(other.h:detach(), mc.full({ 7 }, 2.5))
+    assert.are.equal(8 * (n + 3 * 820) + 4 * 7, done)
+  end)
+
   it("is half done, and says so, when progress raises", function()
     mc.save(path, { m = layer { value = 2 }:state_dict() })
     local m, seen = layer {}, 0
@@ -95,14 +116,19 @@ describe("a load", function()
     with_open(function(open)
       return function(...)
         local file = open(...)
-        local plain = file.read
+        local plain, many = file.read, file.read_many
         function file.read(f, entry, first, t)
           read[entry.path] = true
           return plain(f, entry, first, t)
         end
+        function file.read_many(f, list, n)
+          for i = 0, n - 1 do read[f.entries[tonumber(list[i].entry) + 1].path] = true end
+          return many(f, list, n)
+        end
         return file
       end
     end, function() report = mc.checkpoint.load_into(path, { m = m }, { rest = false }) end)
+    assert.is_true(read["/m/weight0"])
     assert.is_nil(read["/big/x"])
     assert.is_nil(read["/rng"])
     assert.are.same({ big = { note = ("long "):rep(500), n = 4 }, step = 2 }, report.rest)

@@ -1,5 +1,6 @@
 -- mc.train.Checkpoints: which files stay, what `latest` names, what opening cleans up and whom it leaves alone.
 
+local hdf5 = require "mascon.checkpoint.hdf5"
 local lfs = require "lfs"
 local mc = require "mascon"
 local helper = require "helper"
@@ -143,6 +144,39 @@ describe("the checkpoints of a run", function()
     assert.are.same({ 1, 2, 3 }, steps())
   end)
 
+  it("are read back from the disk before any of them is deleted, and where verify asks for it", function()
+    lfs.mkdir(folder)
+    local probe = hdf5.create(path("probe.h5"))
+    local Writer = getmetatable(probe).__index
+    probe:discard()
+    local check_written, then_remove, calls = Writer.check_written, Writer.then_remove, {}
+    function Writer.check_written(...)
+      calls[#calls + 1] = "check"
+      return check_written(...)
+    end
+    function Writer.then_remove(...)
+      calls[#calls + 1] = "remove"
+      return then_remove(...)
+    end
+    finally(function() Writer.check_written, Writer.then_remove = check_written, then_remove end)
+    local function calls_of(options)
+      options.folder = folder
+      local checkpoints = mc.train.Checkpoints(options)
+      calls = {}
+      for step = 1, 2 do
+        local _, handle = checkpoints:save(step, object(step))
+        if handle then handle:wait() end
+      end
+      return calls
+    end
+    for _, async in ipairs { false, true } do
+      assert.are.same({ "check", "check", "remove" }, calls_of { keep = 1, async = async })
+      assert.are.same({ "check", "check", "remove" }, calls_of { keep = 1, verify = true, async = async })
+      assert.are.same({ "check", "check" }, calls_of { verify = true, async = async })
+      assert.are.same({}, calls_of { async = async })
+    end
+  end)
+
   it("are removed after an asynchronous save too", function()
     local checkpoints = mc.train.Checkpoints { folder = folder, keep = 2, async = true }
     local file, save
@@ -256,6 +290,54 @@ describe("the checkpoints of a run", function()
       write("latest", "best.h5\n")
       assert.are.equal(path("best.h5"), checkpoints:latest())
     end)
+  end)
+
+  describe("opened by a relative path", function()
+    local home
+    before_each(function()
+      home = lfs.currentdir()
+      assert(lfs.mkdir(folder))
+      assert(lfs.chdir(folder))
+    end)
+    after_each(function()
+      lfs.chdir(home)
+      os.execute("rm -r " .. folder .. "/sub")
+    end)
+
+    it("stay in their folder wherever the process goes, in the background too", function()
+      for _, async in ipairs { false, true } do
+        local checkpoints = mc.train.Checkpoints { folder = "sub/ö x", keep = 2, async = async }
+        for step = 1, 3 do checkpoints:save(step, object(step)) end
+        assert.are.equal("sub/ö x/step_0000003.h5", (checkpoints:save(3, object(3))))
+        assert(lfs.chdir("sub"))
+        local file, handle = checkpoints:save(4, object(4))
+        if handle then handle:wait() end
+        assert.are.equal(folder .. "/sub/ö x/step_0000004.h5", file)
+        assert.are.equal(file, checkpoints:latest())
+        assert.are.same({ 4, 3 }, checkpoints:steps())
+        assert(lfs.chdir(folder))
+        assert.are.equal("sub/ö x/step_0000004.h5", checkpoints:latest())
+      end
+      assert.are.same({ "sub" }, files())
+    end)
+  end)
+
+  it("name what they cannot use at the user's line", function()
+    local Checkpoints = mc.train.Checkpoints
+    helper.raises("rotation_spec.lua", function() Checkpoints { folder = "" } end)
+    helper.raises('Checkpoints: folder: wanted a path, got ""', Checkpoints, { folder = "" })
+    helper.raises("Checkpoints: folder: wanted a path", Checkpoints, { folder = folder .. "\0x" })
+    local checkpoints = Checkpoints { folder = folder, keep = 1 }
+    helper.raises("rotation_spec.lua", function() checkpoints:save(1, object(1), "async") end)
+    helper.raises('Checkpoints: save: wanted a table of options, got "async"', function()
+      checkpoints:save(1, object(1), "async")
+    end)
+    assert(lfs.rmdir(folder))
+    helper.raises("Checkpoints: cannot open " .. folder, function() checkpoints:latest() end)
+    helper.raises("rotation_spec.lua", function() checkpoints:latest() end)
+    assert(lfs.mkdir(folder))
+    write("latest", "\27[31mred\n")
+    helper.raises("names ?[31mred, which", function() checkpoints:latest() end)
   end)
 
   it("refuse options that contradict each other", function()

@@ -30,7 +30,7 @@ local WRITER_MEMORY = 32 * 2 ^ 20 -- the writer's buffers at most (core/io/bytes
 local ENTRY_BYTES, PAGE = 1024, 4096 -- structure of one dataset, and the rounding of its place: estimates
 
 -- Size of the new file, room on its disk, memory.
-local function estimate(plan, destination)
+local function estimate(plan, destination, round_trip)
   local size, largest = ENTRY_BYTES, 0
   for _, target in ipairs(plan.targets) do
     size = size + (target.value == nil and ENTRY_BYTES or 0) + (target.bytes or 0)
@@ -43,6 +43,8 @@ local function estimate(plan, destination)
   plan.free = disk.free(disk.folder(destination or plan.source))
   if plan.free and plan.free < size then
     table.insert(plan.warnings, "the disk has less room than the new file needs")
+  elseif round_trip and plan.free and plan.free < 2 * size then
+    table.insert(plan.warnings, "the disk has less room than the new file and the way back of a round trip need")
   end
 end
 
@@ -59,12 +61,20 @@ local function check_paths(source, destination, opts)
 end
 
 -- The file of the way back.
-local function back(source, destination, layouts)
+local function back(source, destination, layouts, progress)
   load.with_file("convert", source, function(file, tree)
     local plan = convert_plan.make(file, tree, { layout = "as_is", views = false, layouts = layouts }, destination)
     plan:raise()
-    convert_run.run(plan, file, { resume = false, identity = disk.identity(source) })
+    convert_run.run(plan, file, { resumable = false, progress = progress })
   end)
+end
+
+-- Progress of stage n (from 1) of a conversion with round trip: itself, its comparison with the source, and, where no
+-- name has changed, the way back and its comparison. Each goes once over all bytes.
+local function stage(progress, plan, n)
+  if not progress then return nil end
+  local bytes, stages = plan.bytes, plan.changed_names and 2 or 4
+  return function(done, total) progress((n - 1 + (total > 0 and done / total or 1)) * bytes, stages * bytes) end
 end
 
 --- As convert, but what is wrong with the source's content does not raise: it is in the plan that is returned.
@@ -75,19 +85,23 @@ function M.attempt(source, destination, opts)
   end
   check_paths(source, destination, opts)
   opts.identity = disk.identity(source)
+  local progress = opts.progress
   local plan = load.with_file("convert", source, function(file, tree)
     local plan = convert_plan.make(file, tree, opts, destination)
     plan.changed_names = opts.rename ~= nil or opts.filter ~= nil
     plan.decode_limit = opts.decode_limit
-    estimate(plan, destination)
+    estimate(plan, destination, opts.round_trip)
     if plan.ok then execute.compare(plan, execute.file(file)) end
     if plan.ok and not opts.plan then
+      if opts.round_trip then opts.progress = stage(progress, plan, 1) end
       convert_run.run(plan, file, opts)
       plan.done = plan.ok
     end
     return plan
   end, { decode_limit = opts.decode_limit })
-  if plan.done and opts.round_trip then plan.round_trip = check.round_trip(plan, back) end
+  if plan.done and opts.round_trip then
+    plan.round_trip = check.round_trip(plan, back, function(n) return stage(progress, plan, 1 + n) end)
+  end
   return plan
 end
 
@@ -103,14 +117,15 @@ end
 --   rename = fn(name, info) -> new name | list of keys | nil (keep it). A new name lies in as many tables as the old
 --     one did, where it has the parts; a list of keys says which: {"model", "layers.0.weight"}
 --   filter = fn(name, info) -> true | false (leave it out)
---   transform = fn(name, tensor, info) -> tensor | nil (keep it), once for each tensor. Its tensors are freed as the
---     conversion goes on. Such a conversion is not resumable, and its shapes are not known to the plan
+--   transform = fn(name, tensor, info) -> tensor | nil (keep it, as it is now), once for each tensor. Its tensors are
+--     freed as the conversion goes on. Such a conversion is not resumable, and its shapes are not known to the plan
 --   plan = false: true only plans, and writes nothing
 --   resume = true: goes on where an equal conversion was killed; false begins afresh
 --   overwrite = false: true replaces a destination that is there; never the source, by whatever links
 --   round_trip = false: true compares the new file with the source and, where no name was changed, converts it back
 --   and compares that, bit for bit: plan.round_trip = {ok, tensors, bytes, differences, back}
---   progress = fn(bytes done, of all); decode_limit: bytes that compressed datasets may decode to
+--   progress = fn(bytes done, of all), the comparisons and the way back of a round trip included; decode_limit: bytes
+--   that compressed datasets may decode to
 -- @treturn Plan {ok, rows = method, errors, warnings, bytes, size, free, memory, ...}; tostring: a table. With
 --   plan = true it may have errors; plan:raise() raises them
 -- @raise at the user's line: one error with a line per problem, nothing written; or the reason of the system

@@ -1,12 +1,11 @@
 --- The proof of a conversion: the new file holds the source's bits, and gives the source back.
 local diff = require "mascon.checkpoint.diff"
-local ffi = require "ffi"
-local lib = require "mascon.lib"
+local disk = require "mascon.checkpoint.disk"
 local load = require "mascon.checkpoint.load"
 local names = require "mascon.checkpoint.plan_names"
+local ops = require "mascon.ops"
 local pieces = require "mascon.checkpoint.pieces"
-
-local C, check = lib.C, lib.check
+local sets_of = require "mascon.checkpoint.convert_sets"
 
 local M = {}
 
@@ -41,14 +40,11 @@ end
 local function source_layouts(plan)
   local layouts = {}
   for _, set in ipairs(plan.sets) do
-    local declared = set.layer and set.layer[set.role .. "_layout"]
     local both = set.single and #set.list > 0
-    layouts[set.name] = both and set.layout or declared or set.single and "single" or "per_expert"
+    layouts[set.name] = both and set.layout or sets_of.stored_layout(set)
   end
   return layouts
 end
-
-local equal_out = ffi.new "int[1]"
 
 -- Compares a target's dataset with the stretches it was made of; true when all bits are equal.
 local function same_bits(target, source, file, entry, readers)
@@ -58,8 +54,7 @@ local function same_bits(target, source, file, entry, readers)
       local n = math.min(pieces.SIZE, part.count - first)
       local x = readers[1]:fetch(source, part.item.entry, part.first + first, n)
       local y = readers[2]:fetch(file, entry, at + first, n)
-      check(C.mc_equal(x.h, y.h, equal_out))
-      if equal_out[0] == 0 then return false end
+      if not ops.equal(x, y) then return false end
     end
     at = at + part.count
   end
@@ -67,10 +62,10 @@ local function same_bits(target, source, file, entry, readers)
 end
 
 -- The new file against the plan, dataset by dataset: for new names, which no other comparison could pair.
-local function by_plan(plan)
+local function by_plan(plan, progress)
   return load.with_file("convert", plan.source, function(source)
     return load.with_file("convert", plan.destination, function(file, tree)
-      local lines, readers = {}, { pieces.reader(), pieces.reader() }
+      local lines, readers, note = {}, { pieces.reader(), pieces.reader() }, pieces.meter(progress, plan.bytes)
       for _, target in ipairs(plan.targets) do
         local leaf = tree
         for _, key in ipairs(target.keys) do leaf = leaf and leaf.values and leaf.values[key] end
@@ -84,35 +79,48 @@ local function by_plan(plan)
           good = value == target.value or value ~= value and target.value ~= target.value
         end
         if not good then lines[#lines + 1] = "new file: differs: " .. names.show(target.name) end
+        if note and target.bytes then note(target.bytes) end
       end
       return lines
     end, { decode_limit = plan.decode_limit })
   end, { decode_limit = plan.decode_limit })
 end
 
+-- A name beside the new file that nobody has.
+local function free_name(path)
+  local name, n = path .. ".back.h5", 1
+  while disk.exists(name) do
+    n = n + 1
+    name = ("%s.back-%d.h5"):format(path, n)
+  end
+  return name
+end
+
 --- Compares the new file with its source, bit for bit, and, where all names are the source's, converts it back and
 -- compares that too.
 -- @tparam Plan plan that was carried out
--- @tparam function convert(source, destination, layouts) makes the file of the way back
+-- @tparam function convert(source, destination, layouts, progress) makes the file of the way back
+-- @tparam function progress_of(n) -> the progress function of the n-th part of the work, or nil
 -- @treturn table {ok, tensors, bytes, differences = {text, ...}, back = whether the way back was gone}
-function M.round_trip(plan, convert)
+function M.round_trip(plan, convert, progress_of)
   local back = not plan.changed_names
   local lines
   if back then
-    local options, but = { decode_limit = plan.decode_limit }, not_compared(plan)
+    local limit, but = plan.decode_limit, not_compared(plan)
     -- where two keys spell one dotted name, dotted names alone do not tell a layer's experts from the other tensor
-    lines = plan.ambiguous and by_plan(plan)
-      or findings("new file", diff.diff(plan.source, plan.destination, options), but)
-    local temporary = plan.destination .. ".back.h5"
+    lines = plan.ambiguous and by_plan(plan, progress_of(1)) or findings("new file",
+      diff.diff(plan.source, plan.destination, { decode_limit = limit, progress = progress_of(1) }), but)
+    local temporary = free_name(plan.destination)
     local ok, result = pcall(function()
-      convert(plan.destination, temporary, source_layouts(plan))
-      return diff.diff(plan.source, temporary, { layout_aware = false, decode_limit = plan.decode_limit })
+      convert(plan.destination, temporary, source_layouts(plan), progress_of(2))
+      return diff.diff(plan.source, temporary, { layout_aware = false, decode_limit = limit,
+        progress = progress_of(3) })
     end)
     os.remove(temporary)
     if not ok then error(result, 0) end
     for _, line in ipairs(findings("way back", result, but)) do lines[#lines + 1] = line end
   else
-    lines = by_plan(plan)
+    lines = by_plan(plan, progress_of(1))
   end
   local seen, tensors = {}, 0
   for _, target in ipairs(plan.targets) do

@@ -69,7 +69,7 @@ function Builder:layout_of(set)
   if given then return given end
   if set.role == "scalar" then return "single" end
   if opts.layout ~= "as_is" then return set.state and "single" or opts.layout end
-  return set.layer and set.layer[set.role .. "_layout"] or set.single and "single" or "per_expert"
+  return sets_of.stored_layout(set)
 end
 
 local function unique(used, name)
@@ -82,8 +82,16 @@ local function unique(used, name)
   return result
 end
 
--- Whether a count that a stranger's file declares is one to make a list for.
+-- Whether a count that a stranger's file declares, or its names tell of, is one to make a list for.
 function Builder:check_count(set)
+  if #set.beyond > 0 then
+    local list = {}
+    for i, item in ipairs(set.beyond) do list[i] = item.name end
+    local also = #set.list > 0 and (" beside %s"):format(names.members(set.name, set.list)) or ""
+    self:fail("count", set.name, ("%s%s: experts have the numbers 0 to %d"):format(names.folded(names.sort(list)), also,
+      sets_of.MAX_EXPERTS - 1))
+    return false
+  end
   if set.count <= sets_of.MAX_EXPERTS then return true end
   self:fail("count", set.name, ("%s: %.0f experts, at most %d are converted"):format(names.show(set.name), set.count,
     sets_of.MAX_EXPERTS))
@@ -117,8 +125,13 @@ end
 -- Asks the planner. Returns its plan and want -> copies, in order.
 function Builder:ask(sets)
   local wants, offers, used = {}, {}, {}
+  local function named(dotted)
+    local name = unique(used, dotted)
+    self.plan.ambiguous = self.plan.ambiguous or name ~= dotted
+    return name
+  end
   for _, set in ipairs(sets) do
-    set.name = unique(used, items_of.dotted(sibling(set.target, set.stem)))
+    set.name = named(items_of.dotted(sibling(set.target, set.stem)))
     set.layout = self:layout_of(set)
     if not self:check_count(set) then return nil end
     wants[#wants + 1] = self:want_of(set)
@@ -133,15 +146,13 @@ function Builder:ask(sets)
   end
   for _, item in ipairs(self.items.list) do
     if item.entry and not item.set then
-      local dotted = items_of.dotted(item.target)
-      local name = unique(used, dotted)
-      self.plan.ambiguous = self.plan.ambiguous or name ~= dotted
+      local name = named(items_of.dotted(item.target))
       wants[#wants + 1] = { name = name, shape = item.entry.shape, dtype = item.entry.dtype or "uint8", item = item }
       offers[#offers + 1] = offer_of(item, name)
     end
   end
   local load = planner.make(wants, offers, { where = self.plan.source, verify_duplicates = true,
-    refuse_partial = true })
+    refuse_partial = true, holder = "layer" })
   for _, err in ipairs(load.errors) do table.insert(self.plan.errors, err) end
   for _, warning in ipairs(load.warnings) do table.insert(self.plan.warnings, warning) end
   self.plan.compare, self.plan.redundant = load.compare, load.ignored

@@ -8,7 +8,7 @@ local args = require "mascon.args"
 local names = require "mascon.checkpoint.plan_names"
 local words = require "mascon.checkpoint.words"
 
-local concat = table.concat
+local concat, pad = table.concat, names.pad
 
 local Plan = {}
 Plan.__index = Plan
@@ -102,11 +102,7 @@ local function fold_middle(list)
 end
 
 local function folded(list)
-  local parts, groups = {}, names.fold(list)
-  local text = #groups > 1 and fold_middle(list)
-  if text then return text end
-  for i, group in ipairs(groups) do parts[i] = group.text end
-  return concat(parts, ", ")
+  return #names.fold(list) > 1 and fold_middle(list) or names.folded(list)
 end
 
 -- Tensors of one stem that are copied one by one, in one row too.
@@ -129,8 +125,6 @@ local function fold_copies(rows)
   end
   return result
 end
-
-local function pad(text, width) return text .. (" "):rep(width - #text) end
 
 local function shape_text(row)
   if not row.shape then return "as its transform gives it" end

@@ -127,8 +127,9 @@ function Run:produce(item)
   self.tensor, self.changed = memory.scope(function()
     local t = create.empty(entry.shape, { dtype = entry.dtype })
     self.file:read(entry, 0, t)
+    local before = t:version()
     local result = self.transform(item.name, t, item.info)
-    if result == nil then return t, false end
+    if result == nil then return t, t:version() ~= before end
     if not tensor.is_tensor(result) then
       raise(("convert: transform(%q) returned %s; wanted a tensor, or nil to keep it"):format(item.name, show(result)))
     end
@@ -219,7 +220,8 @@ end
 -- then nothing was written.
 -- @tparam Plan plan
 -- @tparam File file the source, open
--- @tparam table opts transform, resume, progress; identity of the source file, for the resume key
+-- @tparam table opts transform, resume, progress; resumable = false leaves nothing to go on from; identity of the
+--   source file, for the resume key
 function M.run(plan, file, opts)
   local entries, checked = with_digest(plan, is_cut)
   local before, total = 0, checked
@@ -233,7 +235,8 @@ function M.run(plan, file, opts)
   end
   if not check_digests(plan, file, entries, note).ok then return plan end
 
-  local key = not opts.transform and resume_key(plan, file, opts.identity) or nil
+  local resumable = not opts.transform and opts.resumable ~= false
+  local key = resumable and resume_key(plan, file, opts.identity) or nil
   if key and not opts.resume then key = key .. (":%.9f"):format(system.gettime()) end -- nobody's: begins afresh
   local writer = hdf5.create(plan.destination, key and { resume_key = key } or nil)
   local run = setmetatable({ writer = writer, file = file, transform = opts.transform, note = note, plain = {},

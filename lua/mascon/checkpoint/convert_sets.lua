@@ -2,8 +2,8 @@
 --
 -- A file that says so in its groups is believed. In a file without any such group names decide, strictly: a last
 -- part weight0, weight1, ... (two or more, of two axes) or bias0, ... (of one axis), and, stacked, a `weight` of three
--- axes, unless a `bias` beside it does not fit, with its `bias` of two. What looks like experts but is not whole
--- is left in, so that the planner refuses it: a lost expert is never an ordinary tensor.
+-- axes, unless a `bias` beside it does not fit, with its `bias` of two. What looks like experts but is not whole,
+-- or has numbers that no expert has, is left in, so that it is refused: a lost expert is never an ordinary tensor.
 local names = require "mascon.checkpoint.plan_names"
 
 local M = {}
@@ -33,7 +33,6 @@ local function place_of(item, by_name)
   local key = item.target[#item.target]
   if type(key) ~= "string" then return nil end
   local stem, index = names.split(key)
-  if index == math.huge then return nil end
   if item.role then -- a layer of a file that declares it
     if item.expert then
       if index then return stem, item.role, index end
@@ -65,12 +64,18 @@ local function candidates(items, by_name)
       local set = by_id[id]
       if not set then
         set = { stem = stem, role = role, target = item.target, table = table_id(item.target), members = {},
-          declared = item.role ~= nil }
+          beyond = {}, declared = item.role ~= nil }
         by_id[id] = set
         sets[#sets + 1] = set
       end
       -- a second item of one name stays outside, and is refused for it
-      if index then set.members[index] = set.members[index] or item else set.single = set.single or item end
+      if index and (index == math.huge or not set.declared and index >= MAX_EXPERTS) then
+        table.insert(set.beyond, item)
+      elseif index then
+        set.members[index] = set.members[index] or item
+      else
+        set.single = set.single or item
+      end
     end
   end
   for _, set in ipairs(sets) do set.list = sorted_indices(set.members) end
@@ -84,23 +89,26 @@ local function shape_of(item) return item.entry and item.entry.shape or {} end
 -- Whether members and single of a candidate look like experts; drops from the set what does not.
 local function look(set, transformed, notes)
   local rank = RANK[set.role]
-  local first = set.members[set.list[1]]
+  local first = set.members[set.list[1]] or set.beyond[1]
   if first then
     local scalar = is_state(first) and is_scalar(first)
-    local fits = #set.list > 1 and set.list[#set.list] < MAX_EXPERTS
-      and (scalar or transformed or #shape_of(first) == rank)
-    if not fits then
+    local several = #set.list + #set.beyond > 1
+    if not several or not (scalar or transformed or #shape_of(first) == rank) then
       if #set.list > 1 then
         notes[#notes + 1] = ("%s: not taken for experts, which have %d %s each"):format(
           names.members(set.stem, set.list), rank, rank == 1 and "axis" or "axes")
       end
-      set.members, set.list = {}, {}
+      set.members, set.list, set.beyond = {}, {}, {}
     elseif scalar then
       set.role = "scalar"
     end
   end
   local shape = set.single and shape_of(set.single)
   if shape and set.role ~= "scalar" and (#shape ~= rank + 1 or shape[1] < 2 or shape[1] > MAX_EXPERTS) then
+    if #shape == rank + 1 and shape[1] > MAX_EXPERTS then
+      notes[#notes + 1] = ("%s: not taken for %.0f experts; at most %d are converted"):format(
+        names.show(set.single.name), shape[1], MAX_EXPERTS)
+    end
     set.single = nil
   end
 end
@@ -134,7 +142,7 @@ end
 
 -- What the layer has: experts, shape and dtype of one, by the set's first tensor.
 local function describe(set)
-  local item = set.members[set.list[1]] or set.single
+  local item = set.members[set.list[1]] or set.single or set.beyond[1]
   local layer = item.leaf.layer
   set.layer = set.declared and layer or nil
   set.state = is_state(item)
@@ -146,7 +154,7 @@ local function describe(set)
   elseif set.single and set.role ~= "scalar" then
     set.count = shape_of(set.single)[1]
   else
-    set.count = set.list[#set.list] + 1
+    set.count = (set.list[#set.list] or 0) + 1
   end
 end
 
@@ -155,8 +163,8 @@ end
 -- @tparam table opts by_name: names decide where nothing is declared; transformed: shapes may yet change; keep_state:
 --   an optimizer's arrays stay as they are unless declared
 -- @treturn {table,...} sets {stem, role = "weight" | "bias" | "scalar", members = {number = item}, list = their
---   numbers, single = item | nil, count, shape and dtype of one expert, layer = declared facts | nil, state, target,
---   declared}
+--   numbers, beyond = items whose numbers no expert has, single = item | nil, count, shape and dtype of one expert,
+--   layer = declared facts | nil, state, target, declared}
 -- @treturn {string,...} notes about what was not taken
 function M.find(items, opts)
   local by_name, notes = opts.by_name and not items.declares, {}
@@ -167,7 +175,7 @@ function M.find(items, opts)
   end
   local found = {}
   for _, set in ipairs(sets) do
-    if #set.list > 0 or set.single then
+    if #set.list > 0 or set.single or #set.beyond > 0 then
       describe(set)
     end
     if set.count and (set.declared or not set.state or not opts.keep_state) then
@@ -177,6 +185,12 @@ function M.find(items, opts)
     end
   end
   return found, notes
+end
+
+--- The layout that a set has in its source: by its names, and where both are there by what its group says.
+function M.stored_layout(set)
+  local both = set.single and #set.list > 0
+  return both and set.layer and set.layer[set.role .. "_layout"] or set.single and "single" or "per_expert"
 end
 
 M.MAX_EXPERTS = MAX_EXPERTS

@@ -21,7 +21,7 @@ function M.facts(report)
       facts.optimizer = true
     elseif item.name == "rng" then
       facts.rng = true
-    elseif item.dtype and item.dtype:find("float", 1, true) and not counted[item.object] then
+    elseif not item.problem and item.dtype:find("float", 1, true) and not counted[item.object] then
       facts.parameters = facts.parameters + names.numel(item.shape)
     end
     counted[item.object] = true
@@ -184,8 +184,9 @@ local function aligned(lines)
   for i, line in ipairs(lines) do
     local text = line[1]
     if line[2] then
-      text = text .. (" "):rep(widths[1] - #text) .. "  " .. line[2] -- a negative number of times is none
-      if line[3] and line[3] ~= "" then text = text .. (" "):rep(widths[2] - #line[2]) .. "  " .. line[3] end
+      local third = line[3] and line[3] ~= ""
+      text = names.pad(text, widths[1]) .. "  " .. (third and names.pad(line[2], widths[2]) or line[2])
+      if third then text = text .. "  " .. line[3] end
     end
     texts[i] = text .. "\n"
   end
@@ -198,7 +199,7 @@ local function layers_text(layers)
   local order, count = {}, {}
   for _, layer in ipairs(layers) do
     if not layer.optimizer_state then
-      local text = ("%s of %s experts, weight %s%s"):format(layer.type, words.thousands(layer.num_gemms),
+      local text = ("%s of %s experts, weight %s%s"):format(names.show(layer.type), words.thousands(layer.num_gemms),
         layer.weight_layout or "absent", layer.bias_layout and ", bias " .. layer.bias_layout or "")
       if not count[text] then order[#order + 1] = text end
       count[text] = (count[text] or 0) + 1
@@ -236,11 +237,15 @@ function M.tree(report, depth)
   return (#lines > 0 and "\n" or "") .. aligned(lines)
 end
 
---- What mc.checkpoint.verify found: a line per damaged dataset, and the verdict.
+--- What mc.checkpoint.verify found: a line per damaged dataset and per fact that is not so, and the verdict.
 function M.verified(report)
   local lines = {}
   for i, found in ipairs(report.damaged) do lines[i] = ("damaged: %s: %s\n"):format(found.name, found.message) end
-  local verdict = not report.ok and "DAMAGED" or report.checked > 0 and "ok" or "nothing to check"
+  for _, found in ipairs(report.facts) do
+    lines[#lines + 1] = ("layer: %s: %s\n"):format(found.name, found.message)
+  end
+  local verdict = report.checked > 0 and "ok" or "nothing to check"
+  if not report.ok then verdict = #report.damaged > 0 and "DAMAGED" or "CONTRADICTS ITSELF" end
   local others = ""
   if #report.unverified > 0 then
     others = (", %s without a digest"):format(words.plural(#report.unverified, "dataset"))

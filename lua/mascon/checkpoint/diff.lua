@@ -143,7 +143,7 @@ function Diff:pair_layouts(one, many)
     end
   end
   if #wants == 0 then return end
-  local plan = planner.make(wants, offers, { strict = false, allow_partial_experts = true })
+  local plan = planner.make(wants, offers, { strict = false, allow_partial_experts = true, holder = "other file" })
   self:note_errors(plan, wants, one)
   local pairs_of = {}
   for _, copy in ipairs(plan.copies) do

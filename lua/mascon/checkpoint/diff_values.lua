@@ -4,8 +4,9 @@
 -- two dtypes, values do: |a - b| <= atol + rtol * |b|, two NaNs are equal. Pieces with equal bits cost one comparison.
 local ffi = require "ffi"
 local lib = require "mascon.lib"
+local ops = require "mascon.ops"
 
-local C, check = lib.C, lib.check
+local C = lib.C
 
 local M = {}
 
@@ -16,12 +17,6 @@ local RAW = { ffi.typeof "const uint8_t *", ffi.typeof "const uint16_t *", nil, 
 --- What has been found about a tensor so far.
 function M.state()
   return { count = 0, first = nil, first_a = nil, first_b = nil, max_abs = 0, max_rel = 0, dot = 0, aa = 0, bb = 0 }
-end
-
-local equal_out = ffi.new "int[1]"
-local function same_bits(x, y)
-  check(C.mc_equal(x.h, y.h, equal_out))
-  return equal_out[0] ~= 0
 end
 
 -- The larger of two, NaN when either is.
@@ -82,7 +77,7 @@ end
 -- @tparam table opts rtol, atol, stats
 function M.compare(found, x, y, at, readers, opts)
   local one_dtype = x.dtype == y.dtype
-  local equal = one_dtype and same_bits(x, y)
+  local equal = one_dtype and ops.equal(x, y)
   if equal and not opts.stats then return end
   local n = x:numel()
   local a, b = readers.a:numbers(x), readers.b:numbers(y)

@@ -7,19 +7,14 @@ local ffi = require "ffi"
 local load = require "mascon.checkpoint.load"
 local lib = require "mascon.lib"
 local names = require "mascon.checkpoint.plan_names"
+local ops = require "mascon.ops"
 local pieces = require "mascon.checkpoint.pieces"
 
-local C, check = lib.C, lib.check
+local C, same_bits = lib.C, ops.equal
 
 local M = {}
 
 local PREFIX = 1024 -- elements
-
-local equal_out = ffi.new "int[1]"
-local function same_bits(x, y)
-  check(C.mc_equal(x.h, y.h, equal_out))
-  return equal_out[0] ~= 0
-end
 
 -- The experts of each layer and role: {name, experts = {{index, entry, first, count}, ...}}.
 local function sets_of(each_leaf)

@@ -1,8 +1,9 @@
 --- Runs a load plan: the comparisons it asks for, then its copies, straight into the targets' memory.
 --
--- A source is memory (a caller's tensors) or a file. Nothing is written before every comparison has passed.
--- Copies go through one flat view that is moved over the targets, so that ten thousand experts make no garbage; only
--- a change of dtype needs a temporary, of at most CHUNK elements when it comes from a file.
+-- A source is memory (a caller's tensors) or a file. Nothing is written before every comparison has passed. What comes
+-- from a file is gathered and read by all threads at once; a change of dtype needs a temporary, of at most CHUNK
+-- elements for all of them. Copies in memory, and casts, go through flat views that are moved over the targets, so that
+-- ten thousand experts make no garbage.
 local autograd = require "mascon.autograd"
 local create = require "mascon.create"
 local ffi = require "ffi"
@@ -41,10 +42,21 @@ function Memory:fetch(offer, first, count)
   return dense:narrow(1, first + 1, count)
 end
 
-function Memory:into(offer, first, view, on_bytes)
-  view:copy_(self:fetch(offer, first, view:numel()))
-  if on_bytes then on_bytes(view:numel() * view:element_size()) end
+-- Begins the copies of a plan; on_bytes: fn(n) for every n bytes that were written, or nil.
+function Memory:begin(_, on_bytes) self.window, self.on_bytes = memory.new(), on_bytes end
+
+-- What a copy says, into `whole`, a contiguous tensor with all of its target's elements.
+function Memory:transfer(copy, whole)
+  local window, count = self.window, copy.count
+  if self.whole ~= whole then self.whole, self.flat = whole, whole:detach():view(-1) end
+  move_window(window, self.flat, copy.want_first, count)
+  window:copy_(self:fetch(copy.offer, copy.offer_first, count))
+  if self.on_bytes then self.on_bytes(count * window:element_size()) end
 end
+
+function Memory.flush() end
+
+function Memory:finish() self.window:free() end
 
 local function address(t) return tostring(C.mc_tensor_storage_offset(t.h)) end
 
@@ -84,18 +96,71 @@ function FileSource:fetch(offer, first, count, device)
   return t
 end
 
-function FileSource:into(offer, first, view, on_bytes)
-  if on_bytes then
-    pieces.read(self.file, offer.entry, first, view, on_bytes)
-  else
-    self.file:read(offer.entry, first, view)
+function FileSource:begin(plan, on_bytes)
+  local casts = 0
+  for _, copy in ipairs(plan.copies) do
+    if copy.cast and copy.offer.entry then casts = casts + copy.count end
   end
+  self.on_bytes, self.room = on_bytes, math.min(CHUNK, casts)
+  self.batch = pieces.batch(self.file, on_bytes)
+  -- reads of another dtype go to `stage` and from there, in `pending`, to their targets
+  self.staged, self.stages, self.pending, self.used = pieces.batch(self.file), {}, {}, 0
+  self.window, self.other = memory.new(), memory.new()
+end
+
+function FileSource:transfer(copy, whole)
+  if copy.cast then
+    self:cast(copy, whole)
+  else
+    self.batch:add(copy.offer.entry, copy.offer_first, whole, copy.want_first, copy.count)
+  end
+end
+
+function FileSource:cast(copy, whole)
+  local offer, key = copy.offer, copy.offer.dtype .. " " .. whole.device
+  if self.key ~= key then
+    self:flush_casts()
+    self.stages[key] = self.stages[key] or create.empty(self.room, { dtype = offer.dtype, device = whole.device })
+    self.key, self.stage = key, self.stages[key]
+  end
+  if self.whole ~= whole then self.whole, self.flat = whole, whole:detach():view(-1) end
+  local at = 0
+  while at < copy.count do
+    local n = math.min(copy.count - at, self.room - self.used)
+    self.staged:add(offer.entry, copy.offer_first + at, self.stage, self.used, n)
+    self.pending[#self.pending + 1] = { flat = self.flat, first = copy.want_first + at, n = n, from = self.used }
+    at, self.used = at + n, self.used + n
+    if self.used == self.room then self:flush_casts() end
+  end
+end
+
+function FileSource:flush_casts()
+  local pending, window, other = self.pending, self.window, self.other
+  self.pending, self.used = {}, 0
+  self.staged:flush()
+  for _, p in ipairs(pending) do
+    move_window(window, p.flat, p.first, p.n)
+    move_window(other, self.stage, p.from, p.n)
+    window:copy_(other)
+    if self.on_bytes then self.on_bytes(p.n * window:element_size()) end
+  end
+end
+
+function FileSource:flush()
+  self.batch:flush()
+  self:flush_casts()
+end
+
+function FileSource:finish()
+  self:flush()
+  self.window:free()
+  self.other:free()
 end
 
 function FileSource.protect() end
 
 --- The source for offers with a field `entry`.
-function M.file(file) return setmetatable({ file = file, chunked = true }, FileSource) end
+function M.file(file) return setmetatable({ file = file }, FileSource) end
 
 -- ---------------------------------------------------------------- comparisons
 
@@ -144,49 +209,34 @@ local function adopt(copy)
   copy.want.tensor:_adopt(t:as_strided(shape, stride, 0))
 end
 
--- Fills `view`, flat, with what a copy says.
-local function transfer(source, copy, view, on_bytes)
-  if not copy.cast then
-    source:into(copy.offer, copy.offer_first, view, on_bytes)
-    return
-  end
-  local chunk = source.chunked and CHUNK or copy.count
-  for at = 0, copy.count - 1, chunk do
-    local n = math.min(chunk, copy.count - at)
-    view:narrow(1, at + 1, n):copy_(source:fetch(copy.offer, copy.offer_first + at, n, view.device))
-    if on_bytes then on_bytes(n * view:element_size()) end
-  end
-end
-
--- All copies of a plan. Those of one want follow one another, so its flat view is made once; where a target's
--- elements lie in another order, a dense copy of it is filled and then laid out.
+-- All copies of a plan. Those of one want follow one another; where a target's elements lie in another order, a dense
+-- copy of it is filled and then laid out.
 local function run(plan, source, on_bytes)
-  local window, want, target, dense, whole = memory.new(), nil, nil, nil, nil
+  local want, target, dense
   local function leave()
-    if dense then target:copy_(dense) end
+    if not dense then return end
+    source:flush()
+    target:detach():copy_(dense)
     dense = nil
   end
+  source:begin(plan, on_bytes)
   for _, copy in ipairs(plan.copies) do
     if copy.want ~= want then
       leave()
-      want, target, whole = copy.want, copy.want.tensor:detach(), nil
+      want, target = copy.want, copy.want.tensor
     end
     if copy.adopt then
       adopt(copy)
     elseif copy.value ~= nil and not copy.skip then
-      target:fill_(copy.value)
+      target:detach():fill_(copy.value)
       if on_bytes then on_bytes(target:numel() * target:element_size()) end
     elseif copy.count > 0 and not copy.skip then
-      if not whole then
-        if not target:is_contiguous() then dense = target:contiguous() end
-        whole = (dense or target):view(-1)
-      end
-      move_window(window, whole, copy.want_first, copy.count)
-      transfer(source, copy, window, on_bytes)
+      if not dense and not target:is_contiguous() then dense = target:detach():contiguous() end
+      source:transfer(copy, dense or target)
     end
   end
   leave()
-  window:free()
+  source:finish()
 end
 
 --- Makes the plan's comparisons; afterwards plan.ok and plan.error_text are final. Writes nothing.

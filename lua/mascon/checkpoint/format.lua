@@ -17,6 +17,7 @@ M.FORMAT, M.VERSION = "mascon", 1
 M.LONG = 1024
 M.MANY = 32
 M.VALUES = "#values"
+M.MAX_JSON = 2 ^ 21 -- bytes in one file: as Lua values they take thirty times as much
 
 -- Attributes of groups that are ours: a small value under such a key is escaped.
 local RESERVED = {
@@ -119,13 +120,17 @@ local function put(file, node, key, value, entry)
   node.values[key] = value
 end
 
--- The facts of a grouped layer that a group records, or nil.
+local IS_LAYOUT = { single = true, per_expert = true }
+
+local function size_or_nil(value) return args.is_integer(value) and value >= 0 and value or nil end
+
+-- The facts of a grouped layer that a group records, or nil. What cannot be true is not believed.
 local function layer_of(attrs)
   if type(attrs.type) ~= "string" or not args.is_integer(attrs.num_gemms) or attrs.num_gemms < 1 then return nil end
-  local layer = { weight_layout = attrs.weight_layout, bias_layout = attrs.bias_layout,
-    optimizer_state = attrs.optimizer_state }
-  for _, fact in ipairs(LAYER_FACTS) do layer[fact] = attrs[fact] end
-  return layer
+  return { type = attrs.type, num_gemms = attrs.num_gemms, in_features = size_or_nil(attrs.in_features),
+    out_features = size_or_nil(attrs.out_features), optimizer_state = attrs.optimizer_state == true or nil,
+    weight_layout = IS_LAYOUT[attrs.weight_layout] and attrs.weight_layout,
+    bias_layout = IS_LAYOUT[attrs.bias_layout] and attrs.bias_layout }
 end
 
 -- The small values of a table. In other people's files an attribute yields to a child of its name.
@@ -144,9 +149,15 @@ local function put_attributes(file, node, entry, own)
 end
 
 local function put_json(file, node, entry)
-  local found, _, problem = dkjson.decode(file:text(entry), 1, 0 / 0)
-  if type(found) ~= "table" then
-    raise(("%s: '%s' is damaged: %s"):format(file.path, entry.path, tostring(problem or "no JSON object")))
+  file.json = (file.json or 0) + entry.bytes
+  if file.json > M.MAX_JSON then
+    raise(("%s: '%s': more than %.0f bytes of JSON in one file"):format(file.path, entry.path, M.MAX_JSON))
+  end
+  -- deep nesting, which no writer makes, overflows the decoder's stack
+  local ok, found, _, problem = pcall(dkjson.decode, file:text(entry), 1, 0 / 0)
+  if not ok or type(found) ~= "table" then
+    raise(("%s: '%s' is damaged: %s"):format(file.path, entry.path,
+      not ok and "its JSON is nested too deeply" or tostring(problem or "no JSON object")))
   end
   for name, value in pairs(found) do
     if type(name) ~= "string" or type(value) == "table" then
@@ -162,7 +173,7 @@ function M.is_own(file)
   local attrs = file.entries[1].attrs
   if attrs.format ~= M.FORMAT then return false end
   local version = attrs.format_version
-  if type(version) ~= "number" or version < 1 then
+  if not args.is_integer(version) or version < 1 then
     raise(("%s: damaged: its format_version is %s"):format(file.path, tostring(version)))
   elseif version > M.VERSION then
     raise(("%s: it has format version %d, written by mascon %s; this is mascon %s, which reads up to version %d")
@@ -214,8 +225,10 @@ function M.tree(file)
       elseif own and attrs.kind == "json" then
         put_json(file, place.node, entry)
       else
-        put(file, place.node, key, { entry = entry, text = own and attrs.kind == "text" or nil,
-          layer = layers[parent] or nil, group_path = parent, leaf = name }, entry)
+        -- four fields where there is no more to say: tables grow by doubling, and there may be 100,000
+        local leaf = { entry = entry, layer = layers[parent] or nil, group_path = parent, leaf = name }
+        if own and attrs.kind == "text" then leaf.text = true end
+        put(file, place.node, key, leaf, entry)
       end
     end
   end

@@ -6,6 +6,7 @@
 local args = require "mascon.args"
 local ffi = require "ffi"
 local lib = require "mascon.lib"
+local new_table = require "table.new"
 local create = require "mascon.create"
 local tensor = require "mascon.tensor"
 
@@ -206,23 +207,45 @@ local function attr_value(a)
   return ffi.string(a.s, a.size)
 end
 
--- Entry i of an open file as a table.
-local function entry_at(handle, i)
-  local e = C.mc_h5_get(handle, i)
-  local attrs, kind = {}, e.kind
-  local entry = { index = i, path = ffi.string(e.path), group = kind == C.MC_H5_GROUP, attrs = attrs }
-  if kind ~= C.MC_H5_GROUP then
-    local shape = {}
-    for axis = 1, e.ndim do shape[axis] = tonumber(e.shape[axis - 1]) end
-    entry.dtype, entry.shape = tensor.dtype_name[e.dtype], shape
-    entry.offset, entry.bytes, entry.object = tonumber(e.offset), tonumber(e.bytes), tonumber(e.object)
-    if e.problem ~= nil then entry.problem = ffi.string(e.problem) end
-    if kind == C.MC_H5_VIEW then entry.view = true end
-  end
+local NO_ATTRS = {} -- of all entries without any; entries are never written to
+
+local function attrs_of(handle, e)
+  if e.n_attrs == 0 then return NO_ATTRS end
+  local attrs = new_table(0, e.n_attrs)
   for k = e.first_attr, e.first_attr + e.n_attrs - 1 do
     local a = C.mc_h5_get_attr(handle, k)
     attrs[ffi.string(a.name)] = attr_value(a)
   end
+  return attrs
+end
+
+-- Entry i of an open file as a table. A listing has a million of them at most, and what they take of memory is bounded
+-- in C by MCI_COST_* (scan.h), which stands for what is made here. objects: the first entry of each dataset, and,
+-- once it has a second link, the metatable through which its links share all but their names.
+local function entry_at(handle, i, objects)
+  local e = C.mc_h5_get(handle, i)
+  local kind = e.kind
+  if kind == C.MC_H5_GROUP then
+    return { index = i, path = ffi.string(e.path), group = true, attrs = attrs_of(handle, e) }
+  end
+  local object = tonumber(e.object)
+  local first = objects[object]
+  if first then
+    if not first.__index then
+      first = { __index = first }
+      objects[object] = first
+    end
+    return setmetatable({ index = i, path = ffi.string(e.path) }, first)
+  end
+  local shape = new_table(e.ndim, 0)
+  for axis = 1, e.ndim do shape[axis] = tonumber(e.shape[axis - 1]) end
+  -- eight fields fit a table of half the size that nine need
+  local entry = { index = i, path = ffi.string(e.path), attrs = attrs_of(handle, e),
+    dtype = tensor.dtype_name[e.dtype], shape = shape, offset = tonumber(e.offset), bytes = tonumber(e.bytes),
+    object = object }
+  if e.problem ~= nil then entry.problem = ffi.string(e.problem) end
+  if kind == C.MC_H5_VIEW then entry.view = true end
+  objects[object] = entry
   return entry
 end
 
@@ -231,8 +254,8 @@ end
 -- @tparam table|nil opts prefetch = true: reading into the page cache begins at once; decode_limit: bytes that
 --   compressed datasets may decode to; seconds: that the listing may take
 -- @treturn File path, own = whether it is of mascon's own dialect, and entries: {index (0-based, for read), path,
---   group = bool, view = true | nil, dtype = name | nil, shape, offset, bytes, object, problem, attrs =
---   {name = value}} in order, the root group first
+--   group = true | nil, view = true | nil, dtype = name | nil, shape, offset, bytes, object, problem, attrs =
+--   {name = value}} in order, the root group first; links on one dataset share what they have in common: read only
 function M.open(path, opts)
   local options
   if opts then
@@ -243,13 +266,17 @@ function M.open(path, opts)
   end
   check(C.mc_h5_open(file_out, path, options))
   local handle = ffi.gc(file_out[0], C.mc_h5_close)
-  local entries = {}
-  for i = 0, tonumber(C.mc_h5_count(handle)) - 1 do entries[i + 1] = entry_at(handle, i) end
+  local n, objects = tonumber(C.mc_h5_count(handle)), {}
+  local entries = new_table(n, 0)
+  for i = 0, n - 1 do entries[i + 1] = entry_at(handle, i, objects) end
   return setmetatable({ handle = handle, path = path, own = C.mc_h5_is_own(handle) ~= 0, entries = entries }, File)
 end
 
 --- Elements [first, first + numel of t) of a dataset into contiguous t of the same dtype, row-major.
 function File:read(entry, first, t) check(C.mc_h5_read(self.handle, entry.index, first, t.h), t) end
+
+--- The first n of a C array of mc_h5_stretch, all at once; pieces.batch makes such lists.
+function File:read_many(list, n) check(C.mc_h5_read_many(self.handle, list, n)) end
 
 --- All bytes of a dataset as a string.
 function File:text(entry)

@@ -2,6 +2,7 @@
 local args = require "mascon.args"
 local duplicates = require "mascon.checkpoint.duplicates"
 local describe = require "mascon.checkpoint.describe"
+local facts = require "mascon.checkpoint.inspect_facts"
 local format = require "mascon.checkpoint.format"
 local load = require "mascon.checkpoint.load"
 local names = require "mascon.checkpoint.plan_names"
@@ -90,11 +91,12 @@ end
 local VERIFY_SPEC = { progress = { "function" } }
 
 --- Reads every byte and compares with the digests that were stored at the save. Views are followed to what they show,
--- by their structure.
+-- by their structure; what groups say of grouped layers is compared with the tensors in them.
 -- @tparam string path
 -- @tparam table|nil opts progress = fn(bytes done, of all)
--- @treturn table {ok, path, checked = number of datasets, damaged = list of {name, message}, unverified = list of
---   names without a digest, duplicates = list of {name, experts = numbers}: experts of one layer with equal values
+-- @treturn table {ok, path, checked = number of datasets, damaged = list of {name, message}, facts = list of {name =
+--   path of a group, message}: what a layer is said to have and has not, lost experts among it; unverified = list of
+--   names without a digest; duplicates = list of {name, experts = numbers}: experts of one layer with equal values
 --   other than one number throughout, which harms no check but is hardly meant}
 function M.verify(path, opts)
   opts = args.options("checkpoint.verify", opts, VERIFY_SPEC)
@@ -129,7 +131,8 @@ function M.verify(path, opts)
       end
     end
     report.duplicates = duplicates.find(file, function(fn) each_leaf(tree, "", fn) end)
-    report.ok = #report.damaged == 0
+    report.facts = facts.check(file)
+    report.ok = #report.damaged == 0 and #report.facts == 0
     return setmetatable(report, { __tostring = describe.verified })
   end)
 end

@@ -74,11 +74,7 @@ function Loader:tensor(leaf)
   local block = index and self:block(leaf, role)
   local t = block and block:select(1, index + 1)
     or create.empty(entry.shape, { dtype = entry.dtype, device = self.device })
-  if self.on_bytes then
-    pieces.read(self.file, entry, 0, t, self.on_bytes)
-  else
-    self.file:read(entry, 0, t)
-  end
+  self.batch:add(entry, 0, t, 0, t:numel())
   if role then t.group = grouping(leaf, role, index, block) end
   self.made[entry.object] = t
   return t
@@ -139,9 +135,14 @@ function M.value(file, node, device, progress)
   check_readable(file, node)
   local by_path = {}
   for _, entry in ipairs(file.entries) do by_path[entry.path] = entry end
+  local batch = pieces.batch(file, pieces.meter(progress, progress and bytes_below(node)))
   local loader = setmetatable({ file = file, device = device or "cpu", by_path = by_path, made = {}, blocks = {},
-    on_bytes = pieces.meter(progress, progress and bytes_below(node)) }, Loader)
-  return autograd.no_grad(loader.value, loader, node)
+    batch = batch }, Loader)
+  return autograd.no_grad(function()
+    local value = loader:value(node)
+    batch:flush()
+    return value
+  end)
 end
 
 --- Opens a file, runs fn(file, tree) and closes it, whatever happens.

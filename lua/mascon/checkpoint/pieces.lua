@@ -1,4 +1,5 @@
---- Elements of datasets in pieces of bounded size, for whoever looks at every value of a file or tells how far it is.
+--- Elements of datasets, many tensors at a time for whoever fills memory, or in pieces of bounded size for whoever
+-- looks at every value of a file.
 --
 -- A reader owns one buffer of SIZE elements per dtype, so that its memory does not grow with the tensors. What
 -- it returns stands until its next fetch.
@@ -14,21 +15,57 @@ local M = {}
 
 M.SIZE = 2 ^ 19 -- elements of a piece
 
-local READ = 2 ^ 26 -- bytes of a read between two notes of progress
+local MOST = 2 ^ 30 -- bytes of a batch: a second on a slow disk, after which an interrupt is seen
+local NOTED = 2 ^ 26 -- and of one whose progress somebody wants to know
+local STRETCH = ffi.sizeof "mc_h5_stretch"
 
---- Fills contiguous t from element `first` of a dataset, calling on_bytes(n) for every n bytes that are there.
-function M.read(file, entry, first, t, on_bytes)
-  local count, size = t:numel(), t:element_size()
-  local step = math.floor(READ / size)
-  if count <= step then
-    file:read(entry, first, t)
-    return on_bytes(count * size)
+local Batch = {}
+Batch.__index = Batch
+
+--- Reads of one file that are gathered and then made together, by all threads.
+-- @tparam File file
+-- @tparam function|nil on_bytes fn(n), after a flush, for the n bytes of each of its reads
+function M.batch(file, on_bytes)
+  return setmetatable({ file = file, on_bytes = on_bytes, most = on_bytes and NOTED or MOST, n = 0, bytes = 0,
+    room = 16, list = ffi.new("mc_h5_stretch[?]", 16), held = {} }, Batch)
+end
+
+-- One more read, whose bytes there is room for.
+function Batch:push(entry, first, t, at, count, bytes)
+  local n = self.n
+  if n == self.room then
+    local more = ffi.new("mc_h5_stretch[?]", 2 * n)
+    ffi.copy(more, self.list, n * STRETCH)
+    self.list, self.room = more, 2 * n
   end
-  local flat = t:view(-1)
-  for at = 0, count - 1, step do
-    local n = math.min(step, count - at)
-    file:read(entry, first + at, flat:narrow(1, at + 1, n))
-    on_bytes(n * size)
+  local s = self.list[n]
+  s.entry, s.first, s.count, s.target, s.target_first = entry.index, first, count, t.h, at
+  self.held[n + 1] = t -- for the collector, which does not look into C arrays
+  self.n, self.bytes = n + 1, self.bytes + bytes
+end
+
+--- Elements [first, first + count) of a dataset are to come into elements [at, at + count) (0-based) of contiguous t,
+-- of the same dtype, by the next flush.
+function Batch:add(entry, first, t, at, count)
+  local size = t:element_size()
+  while self.bytes + count * size > self.most do
+    local n = math.floor((self.most - self.bytes) / size)
+    self:push(entry, first, t, at, n, n * size)
+    self:flush()
+    first, at, count = first + n, at + n, count - n
+  end
+  self:push(entry, first, t, at, count, count * size)
+end
+
+--- Makes the reads that were added.
+function Batch:flush()
+  local list, n, held, on_bytes = self.list, self.n, self.held, self.on_bytes
+  if n == 0 then return end
+  self.n, self.bytes, self.held = 0, 0, {}
+  self.file:read_many(list, n)
+  for i = 1, on_bytes and n or 0 do
+    local count = tonumber(list[i - 1].count)
+    if count > 0 then on_bytes(count * held[i]:element_size()) end
   end
 end
 

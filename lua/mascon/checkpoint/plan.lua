@@ -21,7 +21,7 @@ local M = {}
 local OPTIONS = {
   strict = true, assign = true, verify_duplicates = true, allow_partial_experts = true, prefix = true,
   where = true, absent = true, refuse_narrowing = true, refuse_partial = true,
-  allow_mixed_dtypes = true, experts = true, views = true,
+  allow_mixed_dtypes = true, experts = true, views = true, holder = true,
 }
 
 local LOADED, CONVERTED, IGNORED, FAILED = "loaded", "converted", "ignored", "failed"
@@ -143,7 +143,9 @@ end
 local function shape_of(offer) return offer.shape or {} end
 
 -- Which experts of the source are those of a packed want.
-function Builder:range(want) return experts.range(want, self.options.experts) end
+function Builder:range(want)
+  return experts.range(want, self.options.experts, self.options.holder or "module")
+end
 
 -- The whole of a want from the entry k. Returns a list of one copy, or nil after reporting.
 function Builder:whole(want, k)
@@ -520,7 +522,7 @@ end
 --   whose name starts with it take part), where (first word of the error text), absent (name ->
 --   reason: parameters the module was built without), experts = {first, count, total} (the part of an
 --   expert-parallel rank, plan_experts.lua; the source's names outside it are `ignored`), views (name -> true:
---   virtual datasets, which are never read).
+--   virtual datasets, which are never read), holder = "module" (what messages call the wants' owner).
 -- @treturn Plan {ok, copies, compare, errors = {{code, name, message}, ...}, warnings, loaded,
 --   converted, ignored, missing, unexpected, error_text}. Of the names in the source each is in one
 --   of loaded (as it is), converted (layout, dtype or bracketing changed), ignored, unexpected; `missing`

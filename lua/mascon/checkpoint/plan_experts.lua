@@ -25,13 +25,15 @@ function M.problem(experts)
 end
 
 --- The range of a want.
--- @treturn table {first, count, total, partly = whether the source has experts outside it}
-function M.range(want, experts)
+-- @tparam string holder what the want is a part of, for people: "module"
+-- @treturn table {first, count, total, holder, partly = whether the source has experts outside it}
+function M.range(want, experts, holder)
   local count = want.packed.count
   if experts and experts.count == count then
-    return { first = experts.first, count = count, total = experts.total, partly = experts.total ~= count }
+    return { first = experts.first, count = count, total = experts.total, partly = experts.total ~= count,
+      holder = holder }
   end
-  return { first = 0, count = count, total = count, partly = false }
+  return { first = 0, count = count, total = count, partly = false, holder = holder }
 end
 
 --- "experts 8-15 of 64"
@@ -82,7 +84,7 @@ end
 --- "64 in the module", or "64 in all by the option experts": what a count in a source is held against.
 function M.wanted(range)
   return range.partly and ("%.0f in all by the option experts"):format(range.total)
-    or ("%.0f in the module"):format(range.count)
+    or ("%.0f in the %s"):format(range.count, range.holder)
 end
 
 --- What is wrong when a range was given and no want has that many experts: a text, or nil.

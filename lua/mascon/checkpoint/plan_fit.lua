@@ -69,6 +69,8 @@ local function is_transposed(a, b)
   return #a == 2 and #b == 2 and a[1] == b[2] and a[2] == b[1] and a[1] ~= a[2]
 end
 
+local AXES = { weight = 3, bias = 2 } -- of all experts as one
+
 local TRANSPOSED = "it looks transposed: weights are [out_features, in_features]"
 
 --- An ordinary tensor. One number is one number, with or without an axis.
@@ -146,6 +148,7 @@ function M.packed(found, want, range, marked_count)
   end
   local wanted = { range.total, unpack(want.shape, 2) }
   if names.same_shape(found, wanted) then return nil end
+  if #wanted ~= AXES[role] then return { shape_problem(found, wanted) } end -- a stranger's layer: no rule but equality
   if role == "weight" then return packed_weight(found, wanted, range, marked_count) end
   return packed_bias(found, wanted, range)
 end

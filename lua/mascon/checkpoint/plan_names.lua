@@ -28,7 +28,7 @@ function M.member(stem, index) return stem .. ("%.0f"):format(index) end
 
 --- One line of printable text for a name that may come from a stranger's file.
 function M.show(name)
-  local text = tostring(name):gsub("%c", "?")
+  local text = tostring(name):gsub("%c", "?"):gsub("\194[\128-\159]", "?") -- the latter: controls beyond ASCII
   if #text > 240 then text = text:sub(1, 200) .. "..." .. text:sub(-37) end
   return text
 end
@@ -135,5 +135,15 @@ function M.fold(list)
   end
   return groups
 end
+
+--- "m.weight{0-3}, m.scale" for a list of names.
+function M.folded(list)
+  local parts = {}
+  for i, group in ipairs(M.fold(list)) do parts[i] = group.text end
+  return concat(parts, ", ")
+end
+
+--- A text with blanks up to a width; string.format refuses widths past 99.
+function M.pad(text, width) return text .. (" "):rep(width - #text) end
 
 return M

@@ -5,8 +5,9 @@
 
 local experts = require("mascon.checkpoint.plan_experts")
 local names = require("mascon.checkpoint.plan_names")
+local words = require("mascon.checkpoint.words")
 
-local concat = table.concat
+local concat, folded, pad, plural = table.concat, names.folded, names.pad, words.plural
 
 local BYTES = {
   float64 = 8, int64 = 8, float32 = 4, int32 = 4, float16 = 2, bfloat16 = 2, uint8 = 1, bool = 1,
@@ -15,8 +16,6 @@ local BYTES = {
 
 local Plan = {}
 Plan.__index = Plan
-
-local function plural(n, word) return ("%d %s%s"):format(n, word, n == 1 and "" or "s") end
 
 --- Bytes that the copies write.
 function Plan:bytes()
@@ -92,15 +91,6 @@ local function notes_of(row, range)
   if row.reshape then notes[#notes + 1] = "reshape" end
   if row.adopt then notes[#notes + 1] = "adopt" end
   return concat(notes, ", ")
-end
-
--- string.format refuses widths past 99.
-local function pad(text, width) return text .. (" "):rep(width - #text) end
-
-local function folded(list)
-  local parts = {}
-  for i, group in ipairs(names.fold(list)) do parts[i] = group.text end
-  return concat(parts, ", ")
 end
 
 function Plan:__tostring()

@@ -5,18 +5,18 @@
 local args = require "mascon.args"
 local async = require "mascon.checkpoint.async"
 local autograd = require "mascon.autograd"
+local ffi = require "ffi"
 local format = require "mascon.checkpoint.format"
 local hdf5 = require "mascon.checkpoint.hdf5"
 local layout = require "mascon.checkpoint.layout"
 local lazy = require "mascon.checkpoint.lazy"
-local lib = require "mascon.lib"
 local names = require "mascon.checkpoint.plan_names"
+local state = require "mascon.checkpoint.state"
 local system = require "system"
 local tensor = require "mascon.tensor"
 local tree = require "mascon.checkpoint.write"
 local views = require "mascon.checkpoint.views"
 
-local C = lib.C
 local raise, show = args.raise, args.show
 local is_tensor = tensor.is_tensor
 
@@ -37,6 +37,7 @@ local check_table
 local function check_value(what, value, open, depth)
   local kind = type(value)
   if kind == "number" or kind == "boolean" or kind == "string" then return end
+  if ffi.istype("int64_t", value) then return end -- what mc.load gives for integers beyond 2^53
   if kind ~= "table" then
     raise(("save: %s is a %s; wanted tensors, numbers, strings, booleans and tables of them"):format(what, kind))
   end
@@ -69,28 +70,14 @@ end
 
 -- ---------------------------------------------------------------- one table
 
--- Entries {key, value} of a table: numbers first, then strings, each in numeric-aware order.
+-- Entries {key, value} of a table in the order of the file.
 local function sorted(entries)
-  local numbers, strings, by_key = {}, {}, {}
-  for _, entry in ipairs(entries) do
-    local list = type(entry[1]) == "number" and numbers or strings
-    list[#list + 1] = entry[1]
-    by_key[entry[1]] = entry
+  local keys, by_key, result = {}, {}, {}
+  for i, entry in ipairs(entries) do
+    keys[i], by_key[entry[1]] = entry[1], entry
   end
-  table.sort(numbers)
-  names.sort(strings)
-  local result = {}
-  for _, list in ipairs { numbers, strings } do
-    for _, key in ipairs(list) do result[#result + 1] = by_key[key] end
-  end
+  for i, key in ipairs(tree.order(keys)) do result[i] = by_key[key] end
   return result
-end
-
--- A text that two tensors share when they are the same elements in the same order.
-local function identity(t)
-  if t:numel() == 0 then return nil end
-  return table.concat({ t:storage_id(), tostring(C.mc_tensor_storage_offset(t.h)), t.dtype,
-    names.shape(t:shape()), names.shape(t:stride()) }, ":")
 end
 
 -- A table as write.lua takes it.
@@ -101,7 +88,7 @@ local function entries_of(object, writer, opts)
   for i, pair in ipairs(arranged) do
     local key, value = pair[1], pair[2]
     if is_tensor(value) then
-      result[i] = { key = key, id = identity(value), facts = function(leaf) return layout.facts(value, leaf) end,
+      result[i] = { key = key, id = state.identity(value), facts = function(leaf) return layout.facts(value, leaf) end,
         dataset = function(path) writer:tensor(path, value:contiguous()) end }
     elseif type(value) == "table" then
       result[i] = { key = key, entries = entries_of(value, writer, opts) }
@@ -164,7 +151,7 @@ end
 -- here and the new file is not begun; a second call begins it.
 -- @tparam string path
 -- @tparam table object nested tables (keys: strings or integers) of tensors of any dtype and device, numbers,
---   strings and booleans. Integral numbers up to 2^53 are stored as int64, others as float64.
+--   strings, booleans and int64 cdata. Integral numbers up to 2^53 are stored as int64, others as float64.
 -- @tparam table|nil opts layout = "as_is" | "single" | "per_expert": the names of packed parameters in the file;
 --   an optimizer's arrays are stacked in each of them. views = true: the names of the other layout are there too, as
 --   virtual datasets over the same bytes. async = true: returns once the tensors are copied, the rest is done on a

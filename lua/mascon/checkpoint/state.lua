@@ -112,7 +112,7 @@ end
 -- ---------------------------------------------------------------- table -> offers
 
 -- Equal for tensors that are the same elements in the same order.
-local function identity(t)
+function M.identity(t)
   if t:numel() == 0 then return nil end
   return table.concat({ t:storage_id(), tostring(C.mc_tensor_storage_offset(t.h)), t.dtype,
     names.shape(t:shape()), names.shape(t:stride()) }, ":")
@@ -132,7 +132,7 @@ local function offer_of(name, value, own)
     -- [G * N, K] from a file that says so
     packed = group and group.role == "weight" and group.count and not group.index and { count = group.count } or nil,
     name = name, tensor = value, shape = value:shape(), dtype = value.dtype, device = value.device,
-    id = identity(value), contiguous = value:is_contiguous(), storage = storage,
+    id = M.identity(value), contiguous = value:is_contiguous(), storage = storage,
     storage_first = tonumber(C.mc_tensor_storage_offset(value.h)) / size,
     storage_numel = tonumber(C.mc_tensor_storage_bytes(value.h)) / size,
     obstacle = own[storage] and "it is memory of the module itself" or nil,

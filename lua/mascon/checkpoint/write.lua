@@ -11,6 +11,7 @@
 --   select = key, position = i          a view of expert i (0-based) of that key
 -- }. A dataset may have facts = fn(leaf name) -> table | nil: what its group says about the layer it is a part of.
 -- Views are left out where their names are taken. How names and values lie in the file is format.lua's.
+local args = require "mascon.args"
 local format = require "mascon.checkpoint.format"
 local lib = require "mascon.lib"
 local names = require "mascon.checkpoint.plan_names"
@@ -86,7 +87,13 @@ function Tree:small_values(path, list)
       to[#to + 1] = pair
     end
     local values_path = (path == "/" and "" or path) .. "/" .. format.VALUES
-    self.writer:bytes(values_path, format.encode_values(plain))
+    local text = format.encode_values(plain)
+    self.json = self.json + #text
+    if self.json > format.MAX_JSON then
+      args.raise(("save: %s has %d small values, with which the file has over %.0f bytes of JSON; keep them in a "
+        .. "tensor or in one string"):format(path, #plain, format.MAX_JSON))
+    end
+    self.writer:bytes(values_path, text)
     self.writer:attr(values_path, "kind", "json")
   end
   for _, pair in ipairs(attributes) do self.writer:attr(path, format.attribute_name(pair[1]), pair[2]) end
@@ -115,7 +122,6 @@ function Tree:view(base, taken, at, entry)
   else
     self.writer:view_select(path, paths[1], entry.position)
   end
-  self.writer:attr(path, "kind", "view") -- tells it from data where another tool has made it real
 end
 
 function Tree:table(path, entries)
@@ -166,7 +172,7 @@ end
 -- @tparam Writer writer
 -- @tparam {table,...} entries the outermost table, see above
 function M.tree(writer, entries)
-  local tree = setmetatable({ writer = writer, written = {}, layers = {}, layer_paths = {} }, Tree)
+  local tree = setmetatable({ writer = writer, written = {}, layers = {}, layer_paths = {}, json = 0 }, Tree)
   writer:attr("/", "format", format.FORMAT)
   writer:attr("/", "format_version", format.VERSION)
   writer:attr("/", "mascon_version", lib.version)

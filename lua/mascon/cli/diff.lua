@@ -2,6 +2,7 @@
 
 local files = require("mascon.cli.files")
 local words = require("mascon.checkpoint.words")
+local names = require("mascon.checkpoint.plan_names")
 local help = require("mascon.cli.help")
 
 local M = {summary = "Compare two checkpoints; one per-expert and one stacked layout of equal experts are equal."}
@@ -9,17 +10,19 @@ local M = {summary = "Compare two checkpoints; one per-expert and one stacked la
 local ORDER = {"a", "b", "ok", "equal", "equal_values", "only_a", "only_b", "shape", "dtype", "differing", "values",
   "unreadable", "layouts", "name", "count", "of", "max_abs", "max_rel", "cosine", "first", "index", "message"}
 
-local function not_negative(text)
-  local value = tonumber(text)
-  if value and value >= 0 then return value end
-  return nil, ("wanted a number of 0 or more, got '%s'"):format(text)
+local function not_negative(option)
+  return function(text)
+    local value = tonumber(text)
+    if value and value >= 0 then return value end
+    return nil, ("%s: wanted a number of 0 or more, got '%s'"):format(option, text)
+  end
 end
 
 function M.options(command)
   command:argument("a", "A checkpoint, or any HDF5 file.")
   command:argument("b", "Another one.")
-  command:option("--rtol", "Elements with |a - b| <= atol + rtol * |b| are equal.", 0):convert(not_negative)
-  command:option("--atol", "See --rtol. Without either, bits decide.", 0):convert(not_negative)
+  command:option("--rtol", "Elements with |a - b| <= atol + rtol * |b| are equal.", 0):convert(not_negative "--rtol")
+  command:option("--atol", "See --rtol. Without either, bits decide.", 0):convert(not_negative "--atol")
   command:flag("--stats", "Add the cosine of tensors that differ.")
   command:flag("--exact-layout", "Compare names as they are: another layout is a difference.")
   command:flag("--json", "The report as one JSON object.")
@@ -52,23 +55,22 @@ end
 
 -- One line a finding, its kind first.
 local function text_of(report)
-  local fold = require("mascon.checkpoint.plan_names").fold
-  local lines = {}
+  local lines, show = {}, names.show
   for _, side in ipairs{"a", "b"} do
-    for _, group in ipairs(fold(report["only_" .. side])) do
+    for _, group in ipairs(names.fold(report["only_" .. side])) do
       put(lines, "only in %s: %s", side:upper(), group.text)
     end
   end
   for _, kind in ipairs{"shape", "dtype"} do
     for _, item in ipairs(report[kind]) do
-      put(lines, "%s: %s%s", kind, item.message and "" or item.name .. ": ", (both(item):gsub('"', "")))
+      put(lines, "%s: %s%s", kind, item.message and "" or show(item.name) .. ": ", (both(item):gsub('"', "")))
     end
   end
-  for _, item in ipairs(report.differing) do put(lines, "differs: %s: %s", item.name, difference(item)) end
-  for _, item in ipairs(report.values) do put(lines, "value: %s: %s", item.name, both(item)) end
-  for _, item in ipairs(report.unreadable) do put(lines, "unreadable: %s: %s", item.name, item.message) end
+  for _, item in ipairs(report.differing) do put(lines, "differs: %s: %s", show(item.name), difference(item)) end
+  for _, item in ipairs(report.values) do put(lines, "value: %s: %s", show(item.name), both(item)) end
+  for _, item in ipairs(report.unreadable) do put(lines, "unreadable: %s: %s", show(item.name), item.message) end
   for _, item in ipairs(report.layouts) do
-    put(lines, "layout: %s: %s in A, %s in B", item.name, item.a, item.b)
+    put(lines, "layout: %s: %s in A, %s in B", show(item.name), item.a, item.b)
   end
   put(lines, "%s: %s and %s equal", report.ok and "equal" or "DIFFERENT", words.plural(report.equal, "tensor"),
     words.plural(report.equal_values, "value"))

@@ -6,7 +6,11 @@
 
 local ffi = require("ffi")
 
+local help = require("mascon.cli.help")
+
 local M = {summary = "Check this installation and show what it found."}
+
+function M.options(command) help.example(command, "mascon doctor") end
 
 -- Debian's packages of the Lua libraries.
 local LUA_LIBRARIES = {

@@ -16,7 +16,7 @@ local ORDER = {"path", "format", "format_version", "mascon_version", "bytes", "p
 local function not_less_than_one(text)
   local value = tonumber(text)
   if value and value >= 1 and value == math.floor(value) then return value end
-  return nil, ("wanted an integer of 1 or more, got '%s'"):format(text)
+  return nil, ("--depth: wanted an integer of 1 or more, got '%s'"):format(text)
 end
 
 function M.options(command)

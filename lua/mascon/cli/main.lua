@@ -2,7 +2,8 @@
 --
 -- A command is a module of this folder with `summary` (one line), `options(parser)` (may be absent)
 -- and `run(options)`, which returns the exit status. Statuses: 0 done, 1 a clean "no" (a fault found),
--- 2 a usage error; an error that a command raises is printed in one line and is 1, too.
+-- 2 a usage error; an error that a command raises is printed in one line and is 1, too. Ctrl-C ends a command at once,
+-- as a kill does (130 to a shell): what it was writing has not got its name yet.
 
 local found, argparse = pcall(require, "argparse")
 if not found then
@@ -11,7 +12,13 @@ if not found then
   os.exit(1)
 end
 
+local ffi = require("ffi")
+local help = require("mascon.cli.help")
+
+ffi.cdef[[ void *signal(int number, void *action); ]]
+
 local USAGE = 2
+local SIGINT, DEFAULT = 2, nil
 local names = {"convert", "inspect", "diff", "verify", "doctor", "repl", "version"}
 
 local commands = {}
@@ -23,6 +30,7 @@ local function new_parser()
     "Exit status: 0 done, 1 a clean no (files differ, a fault was found) or an error in a script, 2 a usage error,\n" ..
     "3 a file that is not readable, 4 I/O, 5 memory or device.")
   parser:usage_max_width(100):help_max_width(100)
+  help.example(parser, "mascon inspect ckpt.h5")
   parser:flag("--version", "Print the version and exit."):action(function()
     os.exit(commands.version.run())
   end)
@@ -40,9 +48,11 @@ end
 -- @treturn int the exit status
 local function main(arguments)
   local parser = new_parser()
-  -- argparse leaves with 1; a usage error is 2 here.
-  function parser.error(_, message)
-    io.stderr:write("mascon: ", message, "\nmascon --help shows the commands.\n")
+  -- argparse leaves with 1; a usage error is 2 here. `where` is the parser of the command, or all of them.
+  function parser.error(where, message)
+    local command = where ~= parser and " " .. where._name or ""
+    io.stderr:write(("mascon%s: %s\nmascon%s --help shows the %s.\n"):format(command, message, command,
+      where ~= parser and "options" or "commands"))
     os.exit(USAGE)
   end
   if #arguments == 0 then
@@ -56,6 +66,8 @@ local function main(arguments)
     end
     return main{options.of or "--help", options.of and "--help"}
   end
+  -- LuaJIT would raise an error at its next safe point, which is none while a thread of ours works
+  if options.command ~= "repl" then ffi.C.signal(SIGINT, DEFAULT) end
   local ok, status = pcall(commands[options.command].run, options)
   if ok then return status end
   io.stderr:write("mascon ", options.command, ": ", tostring(status), "\n")

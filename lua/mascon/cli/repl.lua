@@ -6,7 +6,11 @@
 
 local term = require("term")
 
+local help = require("mascon.cli.help")
+
 local M = {summary = "Read, evaluate and print Lua, line by line."}
+
+function M.options(command) help.example(command, "mascon repl") end
 
 local function is_incomplete(message)
   return message:find("near '<eof>'", 1, true) ~= nil

@@ -1,18 +1,20 @@
--- mascon verify: reads every byte of a checkpoint and compares it with the digests written at the save.
+-- mascon verify: reads every byte of a checkpoint and compares it with the digests written at the save,
+-- and what the file says of its layers with their tensors.
 
 local files = require("mascon.cli.files")
 local words = require("mascon.checkpoint.words")
 local help = require("mascon.cli.help")
 
-local M = {summary = "Check a checkpoint's bytes against its digests, and its views."}
+local M = {summary = "Check a checkpoint's bytes against its digests, its views, and its layers' facts."}
 
-local ORDER = {"path", "ok", "checked", "damaged", "unverified", "duplicates", "name", "message", "experts"}
+local ORDER = {"path", "ok", "checked", "damaged", "facts", "unverified", "duplicates", "name", "message", "experts"}
 
 function M.options(command)
   command:argument("file", "A checkpoint.")
   command:flag("--json", "The report as one JSON object.")
   help.example(command, "mascon verify runs/kjv/ckpt/step_0001000.h5",
-    "Exit status: 0 all is as it was written, 1 damage or a broken view, 2 a usage error, 3 not readable, 4 I/O.")
+    "Exit status: 0 all is as it was written, 1 damage, a broken view, or a layer\n"
+    .. "that is not as the file says, such as one without an expert, 2 a usage error, 3 not readable, 4 I/O.")
 end
 
 -- What is suspicious, on standard error: it changes no status.
@@ -28,7 +30,7 @@ local function warn(report)
   end
 end
 
---- @treturn int 0 when all bytes are those that were written, 1 when not, 3 and 4 as everywhere
+--- @treturn int 0 when bytes and layers are as the file says, 1 when not, 3 and 4 as everywhere
 function M.run(options)
   local update, finish = files.progress()
   local report, status = files.attempt("verify", function()

@@ -9,6 +9,7 @@ local path = require "pl.path"
 local dir = require "pl.dir"
 local args = require "mascon.args"
 local hdf5 = require "mascon.checkpoint.hdf5"
+local names = require "mascon.checkpoint.plan_names"
 local save = require "mascon.checkpoint.save"
 
 local Checkpoints = {}
@@ -30,11 +31,18 @@ local function step_of(name)
   return step and name_of(step) == name and step or nil
 end
 
+-- The names in a folder.
+local function list(folder)
+  local ok, next_name, state = pcall(lfs.dir, folder)
+  if not ok then args.raise("Checkpoints: " .. next_name) end
+  return next_name, state
+end
+
 -- Removes what writers that were killed have left under temporary names of step files and of `latest`. What cannot be
 -- removed does no harm.
 local function sweep(folder)
   local targets = {}
-  for name in lfs.dir(folder) do
+  for name in list(folder) do
     local target = name:match("^(.+)%.tmp%-%d+%-%d+$")
     if target and (target == "latest" or step_of(target)) then targets[target] = true end
   end
@@ -42,6 +50,7 @@ local function sweep(folder)
 end
 
 --- Opens the folder of a run's checkpoints; it is made where it is missing, and cleared of what killed writers left.
+-- It stays the same folder wherever the process goes. Two runs at a time in one folder would remove each other's files.
 -- @tparam table options `folder`; keep = N: after each save only the file just saved and the N - 1 of the steps before
 --   it stay, and those whose step is a multiple of keep_every = K; files of later steps (of a run that went back) are
 --   left alone until they are passed; async = true: saves go on in the background, as those of mc.save; verify =
@@ -56,21 +65,30 @@ function Checkpoints.new(options)
   if o.keep and o.verify == false then
     args.raise("Checkpoints: keep removes older files, and so reads each new one back first; verify = false cannot be")
   end
+  hdf5.check_path("Checkpoints: folder", o.folder)
   local made, why = dir.makepath(o.folder)
   if not made then args.raise(("Checkpoints: %s: %s"):format(o.folder, why)) end
   sweep(o.folder)
-  return setmetatable({ folder = o.folder, keep = o.keep, keep_every = o.keep_every, async = o.async,
-    verify = o.verify or o.keep ~= nil }, Checkpoints)
+  local home = lfs.currentdir()
+  return setmetatable({ folder = o.folder, _home = home, _root = path.join(home or ".", o.folder), keep = o.keep,
+    keep_every = o.keep_every, async = o.async, verify = o.verify or o.keep ~= nil }, Checkpoints)
 end
 
-function Checkpoints:path(name) return path.join(self.folder, name) end
+--- The path of a file in the folder: below the folder's name as it was given, or, once the process has gone elsewhere,
+-- an absolute one.
+function Checkpoints:path(name)
+  return path.join(lfs.currentdir() == self._home and self.folder or self._root, name)
+end
+
+-- The same for whatever may still be at work when the process goes elsewhere.
+function Checkpoints:_at(name) return path.join(self._root, name) end
 
 -- The steps of all files of ours, descending.
 function Checkpoints:steps()
   local steps = {}
-  for name in lfs.dir(self.folder) do
+  for name in list(self._root) do
     local step = step_of(name)
-    if step and lfs.symlinkattributes(self:path(name), "mode") == "file" then
+    if step and lfs.symlinkattributes(self:_at(name), "mode") == "file" then
       steps[#steps + 1] = step
     end
   end
@@ -80,16 +98,16 @@ end
 
 -- The files that a save of `step` makes superfluous.
 function Checkpoints:superfluous(step)
-  local list, kept = {}, 1
+  local files, kept = {}, 1
   for _, other in ipairs(self:steps()) do
     if other < step then
       kept = kept + 1
       if kept > self.keep and not (self.keep_every and other % self.keep_every == 0) then
-        list[#list + 1] = self:path(name_of(other))
+        files[#files + 1] = self:_at(name_of(other))
       end
     end
   end
-  return list
+  return files
 end
 
 --- Saves an object as mc.save does and makes it the latest.
@@ -100,16 +118,18 @@ end
 -- @treturn Handle|nil that of mc.save, where the save is asynchronous
 function Checkpoints:save(step, object, opts)
   local name = name_of(args.integer("Checkpoints: step", step, 0, 2 ^ 53))
-  local file = self:path(name)
+  if opts ~= nil and type(opts) ~= "table" then
+    args.raise(("Checkpoints: save: wanted a table of options, got %s"):format(args.show(opts)))
+  end
   local with = {}
   for key, value in pairs(opts or {}) do with[key] = value end
   if with.async == nil then with.async = self.async end
-  local handle = save.save_prepared(file, object, with, function(writer)
+  local handle = save.save_prepared(self:_at(name), object, with, function(writer)
     if self.verify then writer:check_written() end
-    writer:then_point(self:path("latest"), name .. "\n")
+    writer:then_point(self:_at("latest"), name .. "\n")
     for _, old in ipairs(self.keep and self:superfluous(step) or {}) do writer:then_remove(old) end
   end)
-  return file, handle
+  return self:path(name), handle
 end
 
 local function read_pointer(pointer)
@@ -142,7 +162,7 @@ function Checkpoints:latest()
   if name and not why then return self:path(name) end
   local steps, aimed = self:steps(), name and step_of(name) or math.huge
   if not name and #steps == 0 then return nil end
-  local problem = name and ("%s names %s, which cannot be read (%s)"):format(pointer, name, why)
+  local problem = name and ("%s names %s, which cannot be read (%s)"):format(pointer, names.show(name), why)
     or ("%s is missing"):format(pointer)
   table.sort(steps, function(a, b)
     local x, y = a <= aimed, b <= aimed

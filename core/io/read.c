@@ -1,0 +1,307 @@
+/* read.c: the bytes of the datasets of an open HDF5 file.
+ *
+ * Plain datasets come by pread from where the listing says they lie, many at a time, straight into
+ * the tensors. What must be decoded comes from the helper, in a time bounded by what is asked for:
+ * a file that has taken the helper over must not hold up its reader. A dataset that failed to
+ * decode is not tried again, as each try may take that time.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "file.h"
+#include "io/bytes.h"
+#include "scan.h"
+#include "status.h"
+
+enum {
+    STAGE = 1 << 26,        /* bytes for another device, and for digests of decoded datasets */
+    START_SECONDS = 120,    /* of processor time for a helper that was started again */
+    DECODE_RATE = 1000000,  /* bytes/s: a tenth of what the slowest filter gives on an old core */
+    RECEIVE_PIECE = 1 << 20 /* bytes between two looks at the clock */
+};
+
+double mci_decode_seconds = 10;
+
+/* Entry i when it is a readable dataset. */
+static mc_status readable(const mc_h5_file *f, int64_t i, const char *op, const mc_h5_entry **out) {
+    if (!f) return mci_fail(MC_EINVAL, "%s: no file", op);
+    const mc_h5_entry *e = mc_h5_get(f, i);
+    if (!e)
+        return mci_fail(MC_EINVAL, "%s: %s has %lld entries, there is no %lld (0-based)", op,
+                        f->path, (long long)f->table.n_entries, (long long)i);
+    if (e->kind == MC_H5_GROUP)
+        return mci_fail(MC_EINVAL, "%s: %s: '%s' is a group", op, f->path, e->path);
+    if (e->kind == MC_H5_VIEW)
+        return mci_fail(MC_EINVAL,
+                        "%s: %s: '%s' is a view; its bytes are those of the datasets it shows", op,
+                        f->path, e->path);
+    if (e->problem)
+        return mci_fail(MC_EFORMAT, "%s: '%s' cannot be read: %s", f->path, e->path, e->problem);
+    *out = e;
+    return MC_OK;
+}
+
+static mc_status unreadable(const mc_h5_file *f, const mc_h5_entry *e, int error) {
+    char text[128];
+    return mci_fail(error == ENOMEM ? MC_ENOMEM : MC_EIO, "%s: cannot read '%s': %s", f->path,
+                    e->path, mci_io_reason(error, text, sizeof text));
+}
+
+/* A bool that is neither 0 nor 1 would follow no rule afterwards. n elements from `first` on. */
+static mc_status check_bools(const mc_h5_file *f, const mc_h5_entry *e, int64_t first, int64_t n,
+                             const unsigned char *values) {
+    unsigned char all = 0;
+    if (e->dtype != MC_BOOL) return MC_OK;
+    for (int64_t i = 0; i < n; i++) all |= values[i];
+    for (int64_t i = 0; all > 1 && i < n; i++) {
+        if (values[i] > 1)
+            return mci_fail(MC_EFORMAT, "%s: '%s' holds %d as a bool at position %lld (0-based)",
+                            f->path, e->path, values[i], (long long)(first + i));
+    }
+    return MC_OK;
+}
+
+/* -- decoding ---------------------------------------------------------------------------------- */
+
+void mci_file_forget_failures(mc_h5_file *f) {
+    while (f->failures) {
+        mci_decode_failure *next = f->failures->next;
+        free(f->failures);
+        f->failures = next;
+    }
+}
+
+/* Notes the thread's message as what came of `object`; advice, so memory may be short. */
+static void remember_failure(mc_h5_file *f, int64_t object, mc_status status) {
+    size_t n = strlen(mc_last_error()) + 1;
+    mci_decode_failure *failure = malloc(sizeof *failure + n);
+    if (!failure) return;
+    *failure = (mci_decode_failure){.next = f->failures, .object = object, .status = status};
+    memcpy(failure->text, mc_last_error(), n);
+    f->failures = failure;
+}
+
+/* Elements [first, first + n) from the running helper until the time `until`, `seconds` from the
+ * beginning. */
+static mc_status ask_helper(mc_h5_file *f, const mc_h5_entry *e, int64_t first, int64_t n,
+                            char *dst, int64_t until, double seconds) {
+    mci_scan_request request = {.magic = MCI_SCAN_MAGIC,
+                                .op = MCI_SCAN_DECODE,
+                                .dtype = e->dtype,
+                                .path = (uint32_t)strlen(e->path) + 1,
+                                .first = first,
+                                .n = n,
+                                .seconds = (int64_t)seconds + 1};
+    int error = mci_child_send(&f->helper, &request, sizeof request);
+    if (error == 0) error = mci_child_send(&f->helper, e->path, request.path);
+    if (error != 0) return mci_child_failed(&f->helper, error, seconds, f->path);
+    for (int64_t left = n * mc_dtype_size(e->dtype); left > 0;) {
+        mci_scan_header header;
+        mc_status status = mci_file_receive_header(f, &header, left, until, seconds);
+        if (status != MC_OK) return status;
+        if (header.bytes == 0) return mci_file_bad_reply(f, "a part of a dataset has no bytes");
+        for (int64_t part = header.bytes; part > 0;) {
+            int64_t piece = part < RECEIVE_PIECE ? part : RECEIVE_PIECE;
+            error = mci_child_receive(&f->helper, dst, (size_t)piece, until);
+            /* it waits no longer than that, but small parts may keep coming */
+            if (error == 0 && mci_child_clock() > until) error = ETIMEDOUT;
+            if (error != 0) return mci_child_failed(&f->helper, error, seconds, f->path);
+            dst += piece;
+            part -= piece;
+        }
+        left -= header.bytes;
+    }
+    return MC_OK;
+}
+
+/* The same from a helper that is started if need be; f's lock is held. */
+static mc_status decode_locked(mc_h5_file *f, const mc_h5_entry *e, int64_t first, int64_t n,
+                               char *dst) {
+    for (const mci_decode_failure *known = f->failures; known; known = known->next) {
+        if (known->object == e->object) return mci_fail(known->status, "%s", known->text);
+    }
+    mc_status status = f->helper.pid > 0 ? MC_OK : mci_file_start_helper(f, START_SECONDS);
+    if (status != MC_OK) return status;
+    double bytes = (double)(n * mc_dtype_size(e->dtype));
+    double seconds = mci_decode_seconds + bytes / DECODE_RATE;
+    int64_t until = mci_child_clock() + (seconds < 1e9 ? (int64_t)(seconds * 1e9) : INT64_MAX / 2);
+    status = ask_helper(f, e, first, n, dst, until, seconds);
+    if (status != MC_OK) remember_failure(f, e->object, status);
+    return status;
+}
+
+static mc_status decode(mc_h5_file *f, const mc_h5_entry *e, int64_t first, int64_t n, void *dst) {
+    pthread_mutex_lock(&f->lock);
+    mc_status status = decode_locked(f, e, first, n, dst);
+    pthread_mutex_unlock(&f->lock);
+    return status == MC_OK ? check_bools(f, e, first, n, dst) : status;
+}
+
+/* -- one dataset ------------------------------------------------------------------------------- */
+
+/* Elements [first, first + n) into host memory. */
+static mc_status read_host(mc_h5_file *f, const mc_h5_entry *e, int64_t first, int64_t n, void *dst,
+                           int (*read)(int fd, void *dst, int64_t n, int64_t offset)) {
+    if (n == 0) return MC_OK;
+    if (e->decode) return decode(f, e, first, n, dst);
+    int64_t size = mc_dtype_size(e->dtype);
+    int error = read(f->fd, dst, n * size, e->offset + first * size);
+    return error == 0 ? check_bools(f, e, first, n, dst) : unreadable(f, e, error);
+}
+
+mc_status mci_h5_fetch(mc_h5_file *f, int64_t entry, int64_t first, int64_t n, void *dst) {
+    const mc_h5_entry *e = NULL;
+    mc_status status = readable(f, entry, "h5_fetch", &e);
+    if (status != MC_OK) return status;
+    int64_t size = mc_dtype_size(e->dtype);
+    if (first < 0 || n < 0 || first > e->bytes || n > e->bytes - first || first % size != 0 ||
+        n % size != 0)
+        return mci_fail(MC_EINVAL,
+                        "h5_fetch: %s: '%s' has %lld bytes, wanted are %lld from %lld, whole "
+                        "elements of %lld",
+                        f->path, e->path, (long long)e->bytes, (long long)n, (long long)first,
+                        (long long)size);
+    return read_host(f, e, first / size, n / size, dst, mci_pread);
+}
+
+mc_status mc_h5_digest(mc_h5_file *f, int64_t i, char *digest) {
+    const mc_h5_entry *e = NULL;
+    mc_status status = readable(f, i, "h5_digest", &e);
+    if (status != MC_OK) return status;
+    if (!e->decode) {
+        int error = mci_digest_file(f->fd, e->bytes, e->offset, digest);
+        return error == 0 ? MC_OK : unreadable(f, e, error);
+    }
+    int64_t size = mc_dtype_size(e->dtype), all = e->bytes / size, step = STAGE / size;
+    void *stage = malloc((size_t)((all < step ? all : step) * size));
+    mci_digest *state = mci_digest_new();
+    if (!stage || !state) status = mci_fail(MC_ENOMEM, "%s: '%s': out of memory", f->path, e->path);
+    for (int64_t at = 0; at < all && status == MC_OK; at += step) {
+        int64_t n = all - at < step ? all - at : step;
+        status = decode(f, e, at, n, stage);
+        if (status == MC_OK) mci_digest_update(state, stage, n * size);
+    }
+    if (status == MC_OK) mci_digest_text(state, digest);
+    mci_digest_free(state);
+    free(stage);
+    return status;
+}
+
+/* -- many -------------------------------------------------------------------------------------- */
+
+static mc_status check_stretch(const mc_h5_file *f, const mc_h5_stretch *s) {
+    const mc_h5_entry *e = NULL;
+    mc_status status = readable(f, s->entry, "h5_read", &e);
+    if (status != MC_OK) return status;
+    const mc_tensor *t = s->target;
+    if (!mc_tensor_defined(t))
+        return mci_fail(MC_EINVAL, "h5_read: %s: '%s': the tensor is empty", f->path, e->path);
+    if (!mc_tensor_is_contiguous(t))
+        return mci_fail(MC_EINVAL, "h5_read: %s: '%s': the tensor is not contiguous", f->path,
+                        e->path);
+    if (mc_tensor_dtype(t) != e->dtype)
+        return mci_fail(MC_EINVAL, "h5_read: %s: '%s' is %s and the tensor is %s", f->path, e->path,
+                        mc_dtype_name(e->dtype), mc_dtype_name(mc_tensor_dtype(t)));
+    int64_t all = e->bytes / mc_dtype_size(e->dtype), room = mc_tensor_numel(t);
+    if (s->first < 0 || s->count < 0 || s->first > all || s->count > all - s->first)
+        return mci_fail(MC_EINVAL,
+                        "h5_read: %s: '%s' has %lld elements, wanted are %lld from %lld (0-based)",
+                        f->path, e->path, (long long)all, (long long)s->count, (long long)s->first);
+    if (s->target_first < 0 || s->target_first > room || s->count > room - s->target_first)
+        return mci_fail(MC_EINVAL,
+                        "h5_read: %s: '%s': the tensor has %lld elements, to be filled are %lld "
+                        "from %lld (0-based)",
+                        f->path, e->path, (long long)room, (long long)s->count,
+                        (long long)s->target_first);
+    return MC_OK;
+}
+
+/* 1 when a stretch is read beside others: bytes of the file into memory of the host. */
+static int is_plain(const mc_h5_file *f, const mc_h5_stretch *s) {
+    return s->count > 0 && !mc_h5_get(f, s->entry)->decode && mc_tensor_device(s->target) == 0;
+}
+
+static char *host_target(const mc_h5_stretch *s) {
+    int64_t size = mc_dtype_size(mc_tensor_dtype(s->target));
+    return (char *)mc_tensor_data(s->target) + s->target_first * size;
+}
+
+/* A stretch of a tensor of another device, in stages. */
+static mc_status read_device(mc_h5_file *f, const mc_h5_entry *e, const mc_h5_stretch *s) {
+    int64_t n = s->count, size = mc_dtype_size(e->dtype), step = STAGE / size, one = 1;
+    void *stage = malloc((size_t)((n < step ? n : step) * size));
+    mc_tensor *view = mc_tensor_new();
+    mc_status status = MC_OK;
+    if (!stage || !view) status = mci_fail(MC_ENOMEM, "%s: '%s': out of memory", f->path, e->path);
+    for (int64_t at = 0; at < n && status == MC_OK; at += step) {
+        int64_t count = n - at < step ? n - at : step;
+        mc_tensor_release(view);
+        status = mc_as_strided(view, s->target, 1, &count, &one, s->target_first + at);
+        if (status == MC_OK)
+            status = read_host(f, e, s->first + at, count, stage, mci_pread_threads);
+        if (status == MC_OK) status = mc_write(view, stage, count * size);
+    }
+    mc_tensor_free(view);
+    free(stage);
+    return status;
+}
+
+/* All plain ones of the list, `plain` of them. */
+static mc_status read_plain(mc_h5_file *f, const mc_h5_stretch *list, int64_t n, int64_t plain) {
+    mci_extent one, *extents = plain > 1 ? malloc((size_t)plain * sizeof *extents) : &one;
+    if (!extents)
+        return mci_fail(MC_ENOMEM, "%s: no memory to list %lld reads", f->path, (long long)plain);
+    int64_t used = 0, failed = -1;
+    for (int64_t i = 0; i < n; i++) {
+        const mc_h5_stretch *s = &list[i];
+        if (!is_plain(f, s)) continue;
+        const mc_h5_entry *e = mc_h5_get(f, s->entry);
+        int64_t size = mc_dtype_size(e->dtype);
+        extents[used++] = (mci_extent){.offset = e->offset + s->first * size,
+                                       .bytes = s->count * size,
+                                       .dst = host_target(s),
+                                       .number = i};
+    }
+    int error = mci_pread_many(f->fd, extents, used, &failed);
+    if (extents != &one) free(extents);
+    mc_status status = error == 0 ? MC_OK : unreadable(f, mc_h5_get(f, list[failed].entry), error);
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        const mc_h5_stretch *s = &list[i];
+        if (is_plain(f, s))
+            status = check_bools(f, mc_h5_get(f, s->entry), s->first, s->count,
+                                 (const unsigned char *)host_target(s));
+    }
+    return status;
+}
+
+mc_status mc_h5_read_many(mc_h5_file *f, const mc_h5_stretch *list, int64_t n) {
+    mc_status status = MC_OK;
+    int64_t plain = 0;
+    if (!f) return mci_fail(MC_EINVAL, "h5_read: no file");
+    if (n < 0 || (n > 0 && !list)) return mci_fail(MC_EINVAL, "h5_read: %s: no list", f->path);
+    for (int64_t i = 0; i < n; i++) {
+        status = check_stretch(f, &list[i]);
+        if (status != MC_OK) return status;
+        plain += is_plain(f, &list[i]);
+    }
+    if (plain > 0) status = read_plain(f, list, n, plain);
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        const mc_h5_stretch *s = &list[i];
+        const mc_h5_entry *e = mc_h5_get(f, s->entry);
+        if (s->count == 0 || is_plain(f, s)) continue;
+        status = mc_tensor_device(s->target) != 0
+                     ? read_device(f, e, s)
+                     : decode(f, e, s->first, s->count, host_target(s));
+    }
+    for (int64_t i = 0; i < n; i++) { /* those of a failure too: some bytes may be there */
+        if (list[i].count > 0) mc_tensor_bump_version(list[i].target);
+    }
+    return status;
+}
+
+mc_status mc_h5_read(mc_h5_file *f, int64_t i, int64_t first, mc_tensor *t) {
+    int64_t n = mc_tensor_defined(t) ? mc_tensor_numel(t) : 0;
+    mc_h5_stretch all = {.entry = i, .first = first, .count = n, .target = t};
+    return mc_h5_read_many(f, &all, 1);
+}

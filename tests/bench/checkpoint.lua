@@ -156,12 +156,12 @@ local function load(path, layout, cold)
 end
 
 for _, cold in ipairs { false, true } do
-  local cases = { { "raw", function()
-    if cold then bench_raw("drop '%s'", per_expert) end
-    return bench_raw("read '%s' %d", per_expert, THREADS)
-  end } }
-  local files = { per_expert = per_expert, single = single }
+  local cases, files = {}, { per_expert = per_expert, single = single }
   for _, from in ipairs { "per_expert", "single" } do
+    cases[#cases + 1] = { from, function()
+      if cold then bench_raw("drop '%s'", files[from]) end
+      return bench_raw("read '%s' %d", files[from], THREADS)
+    end }
     for _, into in ipairs { "per_expert", "single" } do
       cases[#cases + 1] = { from .. " -> " .. into, function() return load(files[from], into, cold) end }
     end
@@ -170,13 +170,16 @@ for _, cold in ipairs { false, true } do
   for name in pairs(payload) do payload[name] = nil end
   local times = race(ROUNDS, cases)
   local how = cold and "not in the page cache" or "in the page cache"
-  line(("raw read, %d threads, %s"):format(THREADS, how), "%6.0f MB/s", bytes / times.raw / 1e6)
-  for i = 2, #cases do
-    local from, into = cases[i][1]:match "^(%S+) %-> (%S+)$"
-    local p = median(payload[("%s %s %s"):format(files[from], into, tostring(cold))])
-    local total = times[cases[i][1]]
-    line("load " .. cases[i][1], "%6.0f MB/s payload, %.2f of raw; %6.0f MB/s in all, %.2f", bytes / p / 1e6,
-      times.raw / p, bytes / total / 1e6, times.raw / total)
+  for _, case in ipairs(cases) do
+    local from, into = case[1]:match "^(%S+) %-> (%S+)$"
+    local total, raw = times[case[1]], times[from or case[1]]
+    if not from then
+      line(("raw read of %s, %d threads, %s"):format(case[1], THREADS, how), "%6.0f MB/s", bytes / raw / 1e6)
+    else
+      local p = median(payload[("%s %s %s"):format(files[from], into, tostring(cold))])
+      line("load " .. case[1], "%6.0f MB/s payload, %.2f of raw; %6.0f MB/s in all, %.2f", bytes / p / 1e6,
+        raw / p, bytes / total / 1e6, raw / total)
+    end
   end
 end
 set_layout(model, "single")

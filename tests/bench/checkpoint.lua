@@ -172,13 +172,13 @@ for _, cold in ipairs { false, true } do
   local how = cold and "not in the page cache" or "in the page cache"
   for _, case in ipairs(cases) do
     local from, into = case[1]:match "^(%S+) %-> (%S+)$"
-    local total, raw = times[case[1]], times[from or case[1]]
+    local total, peer = times[case[1]], times[from or case[1]]
     if not from then
-      line(("raw read of %s, %d threads, %s"):format(case[1], THREADS, how), "%6.0f MB/s", bytes / raw / 1e6)
+      line(("raw read of %s, %d threads, %s"):format(case[1], THREADS, how), "%6.0f MB/s", bytes / peer / 1e6)
     else
       local p = median(payload[("%s %s %s"):format(files[from], into, tostring(cold))])
       line("load " .. case[1], "%6.0f MB/s payload, %.2f of raw; %6.0f MB/s in all, %.2f", bytes / p / 1e6,
-        raw / p, bytes / total / 1e6, raw / total)
+        peer / p, bytes / total / 1e6, peer / total)
     end
   end
 end

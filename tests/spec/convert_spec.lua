@@ -517,9 +517,7 @@ print(before, transformed, peak())
     for _, name in ipairs { "one", "dst", "turned" } do
       assert.same({ 100, 500, 500 }, mc.checkpoint.inspect(("%s/%s.h5"):format(folder, name)).tensors[1].shape)
     end
-    -- AddressSanitizer keeps what is freed, so that the peak says nothing under it
-    local sanitized = (os.getenv "ASAN_OPTIONS" or "") ~= "" or (os.getenv "LD_PRELOAD" or ""):find("libasan", 1, true)
-    local bound = sanitized and math.huge or 80
+    local bound = helper.sanitized() and math.huge or 80
     assert.is_true(first < bound and second < bound and third < bound, ("%g %g %g MiB"):format(first, second, third))
   end)
 end)

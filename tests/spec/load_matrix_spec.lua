@@ -1,6 +1,7 @@
 -- The whole matrix of checkpoint layouts, as generated cases: every source into every module, from a file and from a
 -- table, each element checked by a value that tells its expert, row and column. The sources are made of plain
 -- tensors by rules of this file, which knows nothing of the planner or of state dicts.
+local helper = require "helper"
 local hdf5 = require "mascon.checkpoint.hdf5"
 local lfs = require "lfs"
 local mc = require "mascon"
@@ -585,6 +586,6 @@ print(peak() - before)
     local pipe = io.popen(("scripts/mascon %s %s"):format(script, folder))
     local extra = pipe:read "*n" -- MiB; the layer has 64
     pipe:close()
-    assert.is_true(extra ~= nil and extra < 24, tostring(extra))
+    assert.is_true(extra ~= nil and (extra < 24 or helper.sanitized()), tostring(extra))
   end)
 end)

@@ -83,7 +83,7 @@ typedef struct mci_scan_attr {
 enum {
     MCI_COST_GROUP = 200,
     MCI_COST_DATASET = 480, /* a view likewise; with its shape, whatever that is */
-    MCI_COST_LINK = 352,    /* one more on a dataset; what C has of it is counted, too */
+    MCI_COST_LINK = 1000,   /* one more on a dataset: it costs a file 30 bytes, an inspect this */
     MCI_COST_ATTR = 64,
     MCI_COST_TEXT = 40 /* beside its own bytes */
 };

@@ -192,7 +192,7 @@ static void counts(void) {
     CHECK_STATUS(mc_h5_open(&f, in_folder("hostile.h5"), NULL), MC_EFORMAT,
                  "and attributes (0) than a file of its size may have: listing them would take "
                  "over");
-    CHECK(strstr(mc_last_error(), "hostile.h5: more objects (1") != NULL);
+    CHECK(strstr(mc_last_error(), "hostile.h5: more objects (") != NULL);
     CHECK(!f && resident_mib() - before < GROWTH);
     TITLE("as many links as nobody needs are listed");
     make_links(50000);

@@ -228,13 +228,27 @@ int mci_digest_file(int fd, int64_t n, int64_t offset, char *text) {
     return error;
 }
 
-/* -- snapshot ---------------------------------------------------------------------------------- */
+/* -- sources ----------------------------------------------------------------------------------- */
 
-static const char *host_bytes(const mci_source *s) {
+const char *mci_source_host(const mci_source *s) {
     const char *base = s->host;
     if (!base && s->tensor && mc_tensor_device(s->tensor) == 0) base = mc_tensor_data(s->tensor);
     return base ? base + s->first : NULL;
 }
+
+mc_status mci_tensor_read(const mc_tensor *t, int64_t first, int64_t bytes, void *dst) {
+    int64_t size = mc_dtype_size(mc_tensor_dtype(t)), count = bytes / size, one = 1;
+    if (first % size != 0 || bytes % size != 0)
+        return mci_fail(MC_EINTERNAL, "a source that cuts an element of its tensor");
+    mc_tensor *view = mc_tensor_new();
+    if (!view) return mci_fail(MC_ENOMEM, "no memory for a view of the tensor");
+    mc_status status = mc_as_strided(view, t, 1, &count, &one, first / size);
+    if (status == MC_OK) status = mc_read(view, dst, bytes);
+    mc_tensor_free(view);
+    return status;
+}
+
+/* -- snapshot ---------------------------------------------------------------------------------- */
 
 /* Bytes [from, to) of the block, where source i stands at [at[i], at[i] + its bytes), from host
  * memory. */
@@ -249,21 +263,11 @@ static void copy_stretch(char *block, int64_t from, int64_t to, const mci_source
             low = middle + 1;
     }
     for (int64_t i = low; i < n && at[i] < to; i++) {
-        const char *src = host_bytes(&sources[i]);
+        const char *src = mci_source_host(&sources[i]);
         int64_t a = from > at[i] ? from : at[i], end = at[i] + sources[i].bytes;
         int64_t b = to < end ? to : end;
         if (src && !sources[i].file && b > a) memcpy(block + a, src + (a - at[i]), (size_t)(b - a));
     }
-}
-
-static mc_status copy_device(char *dst, const mci_source *s) {
-    int64_t size = mc_dtype_size(mc_tensor_dtype(s->tensor)), count = s->bytes / size, one = 1;
-    mc_tensor *view = mc_tensor_new();
-    mc_status status = view ? MC_OK : mci_fail(MC_ENOMEM, "snapshot: no memory for a view");
-    if (status == MC_OK) status = mc_as_strided(view, s->tensor, 1, &count, &one, s->first / size);
-    if (status == MC_OK) status = mc_read(view, dst, s->bytes);
-    mc_tensor_free(view);
-    return status;
 }
 
 mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *size) {
@@ -293,8 +297,9 @@ mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *si
         copy_stretch(p, i * STAGE, i + 1 < pieces ? (i + 1) * STAGE : total, sources, at, n);
     mc_status status = MC_OK;
     for (int64_t i = 0; i < n && status == MC_OK; i++) {
-        if (!sources[i].file && !host_bytes(&sources[i]) && sources[i].bytes > 0)
-            status = copy_device((char *)p + at[i], &sources[i]);
+        if (!sources[i].file && !mci_source_host(&sources[i]) && sources[i].bytes > 0)
+            status = mci_tensor_read(sources[i].tensor, sources[i].first, sources[i].bytes,
+                                     (char *)p + at[i]);
     }
     for (int64_t i = 0; i < n && status == MC_OK; i++) {
         if (sources[i].file) continue;

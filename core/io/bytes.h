@@ -51,6 +51,12 @@ typedef struct mci_source {
     const char *digest;   /* that the stretch must have (32 digits), or NULL */
 } mci_source;
 
+/* Where the source's bytes lie in this process's memory, or NULL. */
+const char *mci_source_host(const mci_source *s);
+/* Bytes [first, first + bytes) of a contiguous tensor of any device, whole elements, to dst. Sets
+ * the thread's message. */
+mc_status mci_tensor_read(const mc_tensor *t, int64_t first, int64_t bytes, void *dst);
+
 /* What one dataset's bytes are and where they go. */
 typedef struct mci_write_job {
     const mci_source *sources; /* in order; their bytes add up to `bytes` */

@@ -34,3 +34,12 @@ void mci_digest_text(const mci_digest *d, char *text) {
 void mci_digest_free(mci_digest *d) {
     free(d);
 }
+
+void mci_digest_bytes(const void *bytes, int64_t n, char *text) {
+    mci_digest *d = mci_digest_new();
+    text[0] = '\0';
+    if (!d) return;
+    mci_digest_update(d, bytes, n);
+    mci_digest_text(d, text);
+    mci_digest_free(d);
+}

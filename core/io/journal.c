@@ -39,21 +39,12 @@ struct mci_journal {
     struct timespec last;
 };
 
-static void digest_of(const char *text, size_t n, char *digest) {
-    mci_digest *d = mci_digest_new();
-    digest[0] = '\0';
-    if (!d) return;
-    mci_digest_update(d, text, (int64_t)n);
-    mci_digest_text(d, digest);
-    mci_digest_free(d);
-}
-
 /* One line with its check and newline into `line`; its length. */
 static int write_line(char *line, const note *e) {
     char check[MCI_DIGEST_TEXT];
     int n = snprintf(line, LINE, "%lld %lld %lld %s", (long long)e->index, (long long)e->offset,
                      (long long)e->bytes, e->digest);
-    digest_of(line, (size_t)n, check);
+    mci_digest_bytes(line, n, check);
     return n + snprintf(line + n, (size_t)(LINE - n), " %.*s\n", CHECK_DIGITS, check);
 }
 
@@ -109,7 +100,7 @@ mc_status mci_journal_open(mci_journal **out, const mci_newfile *partial, const 
     *out = NULL;
     *fresh = 1;
     char head[64], digest[MCI_DIGEST_TEXT];
-    digest_of(key, strlen(key), digest);
+    mci_digest_bytes(key, (int64_t)strlen(key), digest);
     int head_bytes = snprintf(head, sizeof head, "mascon journal 1 %s\n", digest);
     mci_journal *j = calloc(1, sizeof *j);
     size_t room = strlen(partial->path) + sizeof ".journal";

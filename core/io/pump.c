@@ -187,32 +187,13 @@ static int64_t stretch(const mci_write_job *j, const piece *p, int64_t source, i
 
 /* -- sources ----------------------------------------------------------------------------------- */
 
-/* Where the source's bytes lie in this process's memory, or NULL. */
-static const char *in_memory(const mci_source *s) {
-    const char *base = s->host;
-    if (!base && s->tensor && mc_tensor_device(s->tensor) == 0) base = mc_tensor_data(s->tensor);
-    return base ? base + s->first : NULL;
-}
-
-static mc_status read_device(const mc_tensor *t, int64_t first, int64_t bytes, void *dst) {
-    int64_t size = mc_dtype_size(mc_tensor_dtype(t)), count = bytes / size, one = 1;
-    if (first % size != 0 || bytes % size != 0)
-        return mci_fail(MC_EINTERNAL, "a source that cuts an element of its tensor");
-    mc_tensor *view = mc_tensor_new();
-    if (!view) return mci_fail(MC_ENOMEM, "no memory for a view of the tensor");
-    mc_status status = mc_as_strided(view, t, 1, &count, &one, first / size);
-    if (status == MC_OK) status = mc_read(view, dst, bytes);
-    mc_tensor_free(view);
-    return status;
-}
-
 /* Answers all requests; with the lock, which it gives up meanwhile. */
 static void answer(run *r) {
     while (r->requests) {
         request *q = r->requests;
         r->requests = q->next;
         pthread_mutex_unlock(&r->lock);
-        q->status = read_device(q->tensor, q->first, q->bytes, q->dst);
+        q->status = mci_tensor_read(q->tensor, q->first, q->bytes, q->dst);
         /* here is the thread that has the message */
         if (q->status != MC_OK) fail(r, q->job, q->status, 0, "%s", mc_last_error());
         pthread_mutex_lock(&r->lock);
@@ -234,7 +215,7 @@ static int from_device(run *r, request *q) {
 
 /* Bytes [within, within + n) of a source to dst; 0, or -1 after fail. */
 static int collect(run *r, int64_t job, const mci_source *s, int64_t within, int64_t n, char *dst) {
-    const char *host = in_memory(s);
+    const char *host = mci_source_host(s);
     if (host) {
         memcpy(dst, host + within, (size_t)n);
         return 0;
@@ -265,7 +246,8 @@ static const char *bring(worker *w, const piece *p, int aligned) {
     const mci_write_job *j = &r->jobs[p->job->job];
     const char *host = NULL;
     if (p->n == 0) return "";
-    if (stretch(j, p, p->source, p->within, 0) == p->n) host = in_memory(&j->sources[p->source]);
+    if (stretch(j, p, p->source, p->within, 0) == p->n)
+        host = mci_source_host(&j->sources[p->source]);
     if (host) host += p->within;
     if (host && (!aligned || (uintptr_t)host % PAGE == 0)) return host;
     char *buffer = buffer_of(w, p->job->job);

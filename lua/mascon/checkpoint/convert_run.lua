@@ -22,21 +22,12 @@ local POLL = 0.02 -- seconds between two looks at how far the writer is
 
 -- ---------------------------------------------------------------- what makes a conversion the same one again
 
--- 128 bits of a text: two 64-bit FNV-1a sums from different starts, as hexadecimal digits.
-local function fingerprint(text)
-  local a, b = 0xcbf29ce484222325ULL, 0x6c62272e07bb0142ULL
-  for i = 1, #text do
-    local byte = text:byte(i)
-    a = bit.bxor(a, byte) * 0x100000001b3ULL
-    b = (bit.bxor(b, byte) + i) * 0x100000001b3ULL
-  end
-  return bit.tohex(bit.rshift(a, 32)) .. bit.tohex(a) .. bit.tohex(bit.rshift(b, 32)) .. bit.tohex(b)
-end
-
--- A name for all that decides the bytes of the new file.
+-- A text of all that decides the bytes of the new file; the journal keeps its digest. Quoted, since it may hold no NUL.
 local function resume_key(plan, file, identity)
   local lines = { "mascon convert 1", lib.version, identity, tostring(plan.views) }
-  local function add(...) lines[#lines + 1] = table.concat({ ... }, "\0") end
+  local function add(...)
+    for _, part in ipairs { ... } do lines[#lines + 1] = ("%q"):format(part) end
+  end
   for _, e in ipairs(file.entries) do
     if not e.group then
       add(e.path, tostring(e.dtype), names.shape(e.shape), ("%.0f %.0f"):format(e.offset, e.bytes),
@@ -54,7 +45,7 @@ local function resume_key(plan, file, identity)
       add(("%d %.0f %.0f"):format(part.item.entry.index, part.first, part.count))
     end
   end
-  return fingerprint(table.concat(lines, "\n"))
+  return table.concat(lines, "\n")
 end
 
 -- ---------------------------------------------------------------- digests of what is cut

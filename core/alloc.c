@@ -1,7 +1,10 @@
 #include "alloc.h"
 
+#include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "backend_room.h"
 #include "status.h"
@@ -10,22 +13,44 @@ enum {
     ALIGN = 64,
     SMALL_CLASSES = 16, /* multiples of 64 bytes up to 1 KiB */
     CLASSES = SMALL_CLASSES + 8 * 40,
-    CACHED_DEVICES = 4
+    DEVICES = 4, /* that are counted and cached; blocks of others go straight back */
+    TAGS = 256,
+    TAGS_SHOWN = 4
 };
 static const int64_t CACHE_MIN = 64LL << 20;
 
 /* A cached block's address; the list stands apart from the blocks, which the host may not write. */
-typedef struct {
+typedef struct freelist {
     void **blocks;
     int n, capacity;
 } freelist;
 
+typedef struct pool {
+    struct pool *next;
+    int id;
+    int64_t bytes; /* of all its blocks, in use or not */
+    freelist lists[CLASSES];
+} pool;
+
+typedef struct device_memory {
+    int device;
+    mc_device_memory_stats stats;
+    pool common;
+    pool *graphs; /* pools of graphs that live */
+    pool *open;   /* the one of the graph that is being recorded, or NULL */
+} device_memory;
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static freelist cache[CACHED_DEVICES][CLASSES];
-static int device_of_slot[CACHED_DEVICES];
-static int device_slots;
+static device_memory devices[DEVICES];
+static int n_devices, last_pool;
 static int64_t fail_countdown;
 static mc_memory memory = {.soft_limit = 64LL << 20};
+static struct {
+    const char *tag;
+    int64_t bytes;
+} tags[TAGS];
+
+_Thread_local const char *mci_tag;
 
 const mc_memory *mc_memory_stats(void) {
     return &memory;
@@ -41,6 +66,7 @@ void mc_memory_set_soft_limit(int64_t bytes) {
 void mc_memory_reset_peak(void) {
     pthread_mutex_lock(&lock);
     memory.peak_bytes = memory.live_bytes;
+    for (int d = 0; d < n_devices; d++) devices[d].stats.peak_bytes = devices[d].stats.live_bytes;
     pthread_mutex_unlock(&lock);
 }
 
@@ -74,78 +100,72 @@ static int class_of(int64_t bytes, int64_t *block) {
     return SMALL_CLASSES + (octave - 10) * 8 + (int)eighths - 1;
 }
 
-static freelist *list_of(int device, int class) {
+static int64_t block_of_class(int c) {
+    return c < SMALL_CLASSES
+               ? (c + 1) * (int64_t)ALIGN
+               : (1LL << ((c - SMALL_CLASSES) / 8 + 10)) / 8 * (8 + (c - SMALL_CLASSES) % 8 + 1);
+}
+
+/* NULL when there are too many devices. */
+static device_memory *memory_of(int device) {
+    for (int i = 0; i < n_devices; i++)
+        if (devices[i].device == device) return &devices[i];
+    if (n_devices == DEVICES) return NULL;
+    devices[n_devices].device = device;
+    return &devices[n_devices++];
+}
+
+/* -- tags -------------------------------------------------------------------------------------- */
+
+static void count_tag(const char *tag, int64_t bytes) {
+    size_t at = ((uintptr_t)tag >> 3) % TAGS;
+    for (int i = 0; i < TAGS; i++, at = (at + 1) % TAGS) {
+        if (tags[at].tag && tags[at].tag != tag) continue;
+        tags[at].tag = tag;
+        tags[at].bytes += bytes;
+        return;
+    }
+}
+
+/* "; largest: linear 2.1 GiB, ..." Ops of one name may stand at several addresses. */
+static void describe_tags(char *text, size_t size) {
+    const char *shown[TAGS_SHOWN];
+    size_t used = 0;
+    text[0] = 0;
+    for (int n = 0; n < TAGS_SHOWN; n++) {
+        const char *best = NULL;
+        int64_t most = 0;
+        for (int i = 0; i < TAGS; i++) {
+            int64_t sum = 0;
+            int known = !tags[i].tag;
+            for (int j = 0; j < n && !known; j++) known = strcmp(shown[j], tags[i].tag) == 0;
+            for (int j = 0; j < TAGS && !known; j++)
+                if (tags[j].tag && strcmp(tags[j].tag, tags[i].tag) == 0) sum += tags[j].bytes;
+            if (known || sum <= most) continue;
+            most = sum;
+            best = tags[i].tag;
+        }
+        if (!best || used >= size) return;
+        shown[n] = best;
+        used +=
+            (size_t)snprintf(text + used, size - used, "%s%s %" PRId64,
+                             n == 0 ? "; largest, by the op that made them: " : ", ", best, most);
+    }
+}
+
+/* -- the cache --------------------------------------------------------------------------------- */
+
+static freelist *list_of(pool *p, int class) {
+    return p && class < CLASSES ? &p->lists[class] : NULL;
+}
+
+/* What a device's cache may keep. */
+static int may_keep(const device_memory *m, int64_t block) {
 #ifdef MASCON_SANITIZE
-    (void)device, (void)class;
-    return NULL;
-#else
-    if (class >= CLASSES) return NULL;
-    for (int i = 0; i < device_slots; i++)
-        if (device_of_slot[i] == device) return &cache[i][class];
-    if (device_slots == CACHED_DEVICES) return NULL;
-    device_of_slot[device_slots] = device;
-    return &cache[device_slots++][class];
+    if (m->device == MCI_DEVICE_CPU) return 0;
 #endif
-}
-
-static void trim_locked(void) {
-    for (int d = 0; d < device_slots; d++) {
-        mci_exec *exec = mci_exec_of(device_of_slot[d]);
-        for (int c = 0; c < CLASSES; c++) {
-            freelist *list = &cache[d][c];
-            int64_t block = c < SMALL_CLASSES ? (c + 1) * (int64_t)ALIGN
-                                              : (1LL << ((c - SMALL_CLASSES) / 8 + 10)) / 8 *
-                                                    (8 + (c - SMALL_CLASSES) % 8 + 1);
-            while (list->n > 0) {
-                mci_backend_of(device_of_slot[d])
-                    ->free(exec, list->blocks[--list->n], (size_t)block);
-                memory.cached_bytes -= block;
-            }
-        }
-    }
-}
-
-void mc_memory_trim(void) {
-    pthread_mutex_lock(&lock);
-    trim_locked();
-    pthread_mutex_unlock(&lock);
-}
-
-mc_status mci_alloc(int device, int64_t *bytes, void **out) {
-    *out = NULL;
-    if (mci_alloc_must_fail())
-        return mci_fail(MC_ENOMEM, "out of memory: wanted %lld bytes (failure asked for by a test)",
-                        (long long)*bytes);
-    if (*bytes == 0) return MC_OK;
-    int64_t block, wanted = *bytes;
-    if (wanted > INT64_MAX / 2)
-        return mci_fail(MC_ENOMEM, "out of memory: wanted %lld bytes", (long long)wanted);
-    int class = class_of(wanted, &block);
-    mc_status status = MC_OK;
-    pthread_mutex_lock(&lock);
-    freelist *list = list_of(device, class);
-    if (list && list->n > 0) {
-        *out = list->blocks[--list->n];
-        memory.cached_bytes -= block;
-    } else {
-        status = mci_backend_of(device)->alloc(mci_exec_of(device), (size_t)block, out);
-        if (status == MC_ENOMEM) {
-            trim_locked();
-            status = mci_backend_of(device)->alloc(mci_exec_of(device), (size_t)block, out);
-        }
-    }
-    if (status == MC_OK) {
-        memory.live_bytes += block;
-        if (memory.live_bytes > memory.peak_bytes) memory.peak_bytes = memory.live_bytes;
-        if (memory.live_bytes > memory.soft_limit) memory.pressure = 1;
-        *bytes = block;
-    }
-    pthread_mutex_unlock(&lock);
-    if (status == MC_ENOMEM)
-        return mci_fail(
-            MC_ENOMEM, "out of memory: wanted %lld bytes, %lld are live, %lld was the peak",
-            (long long)wanted, (long long)memory.live_bytes, (long long)memory.peak_bytes);
-    return status;
+    if (!mci_backend_of(m->device)->host_readable && m->device != MCI_DEVICE_FAKE) return 1;
+    return m->stats.cached_bytes + block <= CACHE_MIN + memory.peak_bytes / 2;
 }
 
 /* Room for one more block in the list; 0 when the system has no memory for it. */
@@ -159,18 +179,193 @@ static int reserve(freelist *list) {
     return 1;
 }
 
-void mci_free(int device, void *data, int64_t bytes) {
-    if (!data) return;
-    int64_t block;
-    int class = class_of(bytes, &block);
-    pthread_mutex_lock(&lock);
-    memory.live_bytes -= block;
-    freelist *list = list_of(device, class);
-    if (list && memory.cached_bytes + block <= CACHE_MIN + memory.peak_bytes / 2 && reserve(list)) {
+static void change_cached(device_memory *m, int64_t bytes) {
+    m->stats.cached_bytes += bytes;
+    memory.cached_bytes += bytes;
+}
+
+static void give_back(int device, void *data, int64_t block) {
+    mci_backend_of(device)->free(mci_exec_of(device), data, (size_t)block);
+}
+
+static void keep_or_give_back(device_memory *m, int class, void *data, int64_t block) {
+    freelist *list = m ? list_of(&m->common, class) : NULL;
+    if (list && may_keep(m, block) && reserve(list)) {
         list->blocks[list->n++] = data;
-        memory.cached_bytes += block;
-        data = NULL;
+        change_cached(m, block);
+    } else {
+        give_back(m->device, data, block);
     }
-    if (data) mci_backend_of(device)->free(mci_exec_of(device), data, (size_t)block);
+}
+
+static void trim_locked(void) {
+    for (int d = 0; d < n_devices; d++) {
+        for (int c = 0; c < CLASSES; c++) {
+            freelist *list = &devices[d].common.lists[c];
+            while (list->n > 0) {
+                give_back(devices[d].device, list->blocks[--list->n], block_of_class(c));
+                change_cached(&devices[d], -block_of_class(c));
+            }
+        }
+    }
+}
+
+void mc_memory_trim(void) {
+    pthread_mutex_lock(&lock);
+    trim_locked();
     pthread_mutex_unlock(&lock);
+}
+
+/* -- blocks ------------------------------------------------------------------------------------ */
+
+static mc_status from_device(device_memory *m, int64_t block, void **out) {
+    mc_status status = mci_backend_of(m->device)->alloc(mci_exec_of(m->device), (size_t)block, out);
+    if (status == MC_ENOMEM) {
+        trim_locked();
+        status = mci_backend_of(m->device)->alloc(mci_exec_of(m->device), (size_t)block, out);
+    }
+    if (status == MC_OK) m->stats.device_allocations++;
+    return status;
+}
+
+static mc_status full(const device_memory *m, int64_t wanted) {
+    char largest[512], name[32];
+    describe_tags(largest, sizeof largest);
+    mc_device_name(m->device, name, sizeof name);
+    return mci_fail(MC_ENOMEM,
+                    "out of memory: wanted %lld bytes on %s, %lld are live, %lld was the peak, "
+                    "%lld are cached, %lld belong to graphs%s",
+                    (long long)wanted, name, (long long)m->stats.live_bytes,
+                    (long long)m->stats.peak_bytes, (long long)m->stats.cached_bytes,
+                    (long long)m->stats.graph_bytes, largest);
+}
+
+static void count_live(device_memory *m, int64_t bytes, const char *tag) {
+    memory.live_bytes += bytes;
+    if (memory.live_bytes > memory.peak_bytes) memory.peak_bytes = memory.live_bytes;
+    if (memory.live_bytes > memory.soft_limit) memory.pressure = 1;
+    m->stats.live_bytes += bytes;
+    if (m->stats.live_bytes > m->stats.peak_bytes) m->stats.peak_bytes = m->stats.live_bytes;
+    count_tag(tag, bytes);
+}
+
+mc_status mci_alloc(int device, mci_block *b) {
+    b->data = NULL;
+    b->pool = 0;
+    if (!b->tag) b->tag = "tensors made directly";
+    if (mci_alloc_must_fail())
+        return mci_fail(MC_ENOMEM, "out of memory: wanted %lld bytes (failure asked for by a test)",
+                        (long long)b->bytes);
+    if (b->bytes == 0) return MC_OK;
+    int64_t block, wanted = b->bytes;
+    if (wanted > INT64_MAX / 2)
+        return mci_fail(MC_ENOMEM, "out of memory: wanted %lld bytes", (long long)wanted);
+    int class = class_of(wanted, &block);
+    mc_status status = MC_OK;
+    pthread_mutex_lock(&lock);
+    device_memory *m = memory_of(device);
+    if (!m) {
+        pthread_mutex_unlock(&lock);
+        return mci_fail(MC_EUNSUPPORTED, "memory of more than %d devices in one process", DEVICES);
+    }
+    pool *from = m->open ? m->open : &m->common;
+    freelist *list = list_of(from, class);
+    if (list && list->n > 0) {
+        b->data = list->blocks[--list->n];
+        if (from == &m->common) change_cached(m, -block);
+    } else {
+        status = from_device(m, block, &b->data);
+        if (status == MC_OK && from != &m->common) {
+            from->bytes += block;
+            m->stats.graph_bytes += block;
+        }
+    }
+    if (status == MC_OK) {
+        count_live(m, block, b->tag);
+        m->stats.allocations++;
+        b->bytes = block;
+        b->pool = from->id;
+    } else if (status == MC_ENOMEM) {
+        status = full(m, wanted);
+    }
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+
+static pool *graph_pool(device_memory *m, int id) {
+    pool *p = m->graphs;
+    while (p && p->id != id) p = p->next;
+    return p;
+}
+
+void mci_free(int device, const mci_block *b) {
+    if (!b->data) return;
+    int64_t block;
+    int class = class_of(b->bytes, &block);
+    pthread_mutex_lock(&lock);
+    device_memory *m = memory_of(device);
+    memory.live_bytes -= block;
+    m->stats.live_bytes -= block;
+    count_tag(b->tag, -block);
+    pool *home = b->pool != 0 ? graph_pool(m, b->pool) : NULL;
+    freelist *list = list_of(home, class);
+    if (list && reserve(list))
+        list->blocks[list->n++] = b->data;
+    else if (!home) /* without room in the list a graph's block is lost until the process ends */
+        keep_or_give_back(m, class, b->data, block);
+    pthread_mutex_unlock(&lock);
+}
+
+/* -- pools ------------------------------------------------------------------------------------- */
+
+int mci_pool_open(int device) {
+    pool *p = calloc(1, sizeof *p);
+    if (!p) return 0;
+    pthread_mutex_lock(&lock);
+    device_memory *m = memory_of(device);
+    if (m) {
+        p->id = ++last_pool;
+        p->next = m->graphs;
+        m->graphs = m->open = p;
+    }
+    pthread_mutex_unlock(&lock);
+    if (m) return p->id;
+    free(p);
+    return 0;
+}
+
+void mci_pool_close(int device) {
+    pthread_mutex_lock(&lock);
+    memory_of(device)->open = NULL;
+    pthread_mutex_unlock(&lock);
+}
+
+void mci_pool_release(int device, int id) {
+    pthread_mutex_lock(&lock);
+    device_memory *m = memory_of(device);
+    pool **at = &m->graphs;
+    while (*at && (*at)->id != id) at = &(*at)->next;
+    pool *p = *at;
+    if (p) {
+        *at = p->next;
+        m->stats.graph_bytes -= p->bytes;
+    }
+    for (int c = 0; p && c < CLASSES; c++) {
+        freelist *list = &p->lists[c];
+        int64_t block = block_of_class(c);
+        while (list->n > 0) keep_or_give_back(m, c, list->blocks[--list->n], block);
+        free(list->blocks);
+    }
+    free(p);
+    pthread_mutex_unlock(&lock);
+}
+
+mc_status mc_memory_device_stats(int device, mc_device_memory_stats *out) {
+    mc_status status = mci_check_device("memory_device_stats", device);
+    if (status != MC_OK) return status;
+    pthread_mutex_lock(&lock);
+    const device_memory *m = memory_of(device);
+    *out = m ? m->stats : (mc_device_memory_stats){.live_bytes = 0};
+    pthread_mutex_unlock(&lock);
+    return MC_OK;
 }

@@ -17,6 +17,7 @@ typedef struct {
     void *data;
     size_t bytes;
     int device;
+    mci_held *held; /* while a graph is recorded: where scratch goes that it uses; else NULL */
 } device_state;
 
 static const char *const names[BACKENDS] = {"cpu", "fake", "cuda"};
@@ -67,13 +68,24 @@ const mci_backend *mci_backend_of(int device) {
     return open_backend(device >> 8);
 }
 
+static void hold(mci_held *held, void *data, size_t bytes) {
+    if (!data) return;
+    held->block[held->n].data = data;
+    held->block[held->n++].bytes = bytes;
+}
+
 static void *scratch(mci_exec *exec, size_t bytes) {
     device_state *s = exec->owner;
     if (mci_alloc_must_fail()) return NULL;
     if (bytes > s->bytes) {
         const mci_backend *b = mci_backend_of(s->device);
         size_t want = bytes < SCRATCH_MIN ? (size_t)SCRATCH_MIN : bytes + bytes / 4;
-        if (s->data) b->free(exec, s->data, s->bytes); /* first: never two at a time */
+        if (s->held) { /* what has been recorded uses the old one at each replay */
+            if (s->held->n == MCI_HELD_MAX - 1) return NULL; /* one place is for the last */
+            hold(s->held, s->data, s->bytes);
+        } else if (s->data) {
+            b->free(exec, s->data, s->bytes); /* first: never two at a time */
+        }
         s->data = NULL;
         s->bytes = 0;
         if (b->alloc(exec, want, &s->data) != MC_OK) {
@@ -83,6 +95,32 @@ static void *scratch(mci_exec *exec, size_t bytes) {
         s->bytes = want;
     }
     return s->data;
+}
+
+void mci_scratch_begin(int device, mci_held *held) {
+    device_state *s = mci_exec_of(device)->owner;
+    held->n = 0;
+    held->outer = s->data;
+    held->outer_bytes = s->bytes;
+    s->data = NULL;
+    s->bytes = 0;
+    s->held = held;
+}
+
+void mci_scratch_end(int device) {
+    device_state *s = mci_exec_of(device)->owner;
+    mci_held *held = s->held;
+    hold(held, s->data, s->bytes);
+    s->data = held->outer;
+    s->bytes = held->outer_bytes;
+    s->held = NULL;
+}
+
+void mci_held_free(int device, mci_held *held) {
+    const mci_backend *b = mci_backend_of(device);
+    for (int i = 0; i < held->n; i++)
+        b->free(mci_exec_of(device), held->block[i].data, held->block[i].bytes);
+    held->n = 0;
 }
 
 mci_exec *mci_exec_of(int device) {
@@ -136,6 +174,22 @@ mc_status mc_device_name(int device, char *buffer, int64_t size) {
     else
         snprintf(buffer, (size_t)size, "%s", names[device >> 8]);
     return MC_OK;
+}
+
+const char *mc_device_info(int device, const char *key) {
+    if (mci_check_device("device_info", device) != MC_OK) return NULL;
+    const mci_backend *b = mci_backend_of(device);
+    return b->info ? b->info(device & 255, key) : NULL;
+}
+
+mc_status mc_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes) {
+    *free_bytes = *total_bytes = 0;
+    mc_status status = mci_check_device("device_memory", device);
+    if (status != MC_OK) return status;
+    const mci_backend *b = mci_backend_of(device);
+    if (!b->memory)
+        return mci_fail(MC_EUNSUPPORTED, "device_memory: %s does not tell its memory", b->name);
+    return b->memory(device & 255, free_bytes, total_bytes);
 }
 
 mc_status mc_device_synchronize(int device) {

@@ -14,7 +14,7 @@
 
 #include "mascon.h"
 
-enum { MCI_BACKEND_ABI = 1 };
+enum { MCI_BACKEND_ABI = 2 };
 
 typedef struct mci_view {
     void *data; /* first element; NULL only when the view has no elements */
@@ -86,6 +86,10 @@ typedef struct mci_reduce_params {
 typedef struct mci_axis_params {
     int axis;
 } mci_axis_params;
+/* tf32: float32 operands may be rounded to tf32 first. gelu: of the sum with the bias. */
+typedef struct mci_matmul_params {
+    int tf32, gelu;
+} mci_matmul_params;
 typedef struct mci_norm_params {
     double eps;
 } mci_norm_params;
@@ -114,9 +118,12 @@ typedef struct mci_optim_params {
     double beta1, beta2, eps, weight_decay, momentum, dampening;
     int decoupled, nesterov;
 } mci_optim_params;
-/* zero_tail: rows beyond the splits' sum are zeroed. accumulate: add to the output. */
+/* zero_tail: rows beyond the splits' sum are zeroed. accumulate: add to the output. host_splits:
+ * the splits [G], checked, where the host knows them; else NULL, and the splits operand holds them.
+ * Where both are there they are equal. */
 typedef struct mci_grouped_params {
     int zero_tail, accumulate;
+    const int64_t *host_splits;
 } mci_grouped_params;
 
 typedef mc_status (*mci_kernel)(mci_exec *exec, const mci_view *const *t, const void *params);
@@ -132,17 +139,49 @@ typedef struct mci_backend {
     uint32_t abi;
     const char *name; /* "cpu", "cuda", "fake" */
     mc_status (*device_count)(int *count);
+    /* Facts for `doctor` and for tests: "name", "driver", "runtime", "blas", "capability", ...;
+     * NULL for an unknown key. */
+    const char *(*info)(int ordinal, const char *key);
     /* Memory of the device in stream order; alloc gives MC_ENOMEM with *out = NULL when there is
-     * none. */
+     * none. Legal while a graph is captured. */
     mc_status (*alloc)(mci_exec *exec, size_t bytes, void **out);
     void (*free)(mci_exec *exec, void *data, size_t bytes);
-    /* Plain bytes; host memory is ordinary. Each is complete when it returns. */
+    mc_status (*memory)(int ordinal, int64_t *free_bytes, int64_t *total_bytes);
+    /* Plain bytes; host memory is ordinary. Each is complete when it returns; an error of earlier
+     * work shows here. */
     mc_status (*copy_from_host)(mci_exec *exec, void *dst, const void *src, size_t bytes);
     mc_status (*copy_to_host)(mci_exec *exec, void *dst, const void *src, size_t bytes);
+    /* Page-locked memory of the host. */
+    mc_status (*pinned_alloc)(int ordinal, size_t bytes, void **out);
+    void (*pinned_free)(int ordinal, void *data);
+    /* Begins a copy in the order of `stream`; the host side is pinned and stays until
+     * stream_synchronize. to_device: the direction. */
+    mc_status (*copy_begin)(int ordinal, void *stream, void *dst, const void *src, size_t bytes,
+                            int to_device);
     mc_status (*stream_new)(int ordinal, void **stream);
     void (*stream_free)(int ordinal, void *stream);
+    /* What is put into `waiter` from now on runs after what is in `other` now. NULL: the default
+     * stream. */
+    mc_status (*stream_wait)(int ordinal, void *waiter, void *other);
+    mc_status (*stream_synchronize)(int ordinal, void *stream);
+    /* All work of the device; raises what kernels have found wrong with their operands' values. */
     mc_status (*synchronize)(int ordinal);
-    int host_readable; /* 1: the host may follow view->data (the CPU only) */
+    /* Work given to the default stream between begin and end is recorded, not run. end with
+     * graph = NULL throws it away. While it lasts nothing may be read from or written to the host.
+     * All NULL where there are no graphs. */
+    mc_status (*graph_begin)(mci_exec *exec);
+    mc_status (*graph_end)(mci_exec *exec, void **graph);
+    mc_status (*graph_replay)(mci_exec *exec, void *graph);
+    void (*graph_free)(mci_exec *exec, void *graph);
+    /* n calls of one op in few launches, t[i] the operands of each; NULL, or an op it does not know
+     * (MC_EUNSUPPORTED, nothing done): they run one by one. */
+    mc_status (*many)(mci_exec *exec, int op, int64_t n, const mci_view *const *const *t,
+                      const void *params);
+    /* Which way an op would take for these operands and why, in words, to `text`. NULL: there is
+     * only one. */
+    void (*path)(int op, const mci_view *const *t, const void *params, char *text, size_t size);
+    int host_readable;     /* 1: the host may follow view->data (the CPU only) */
+    int takes_host_splits; /* 1: grouped ops may have host_splits and no splits operand */
     mci_kernel kernels[MCI_OP_COUNT];
 } mci_backend;
 

@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "alloc.h"
 #include "backend_room.h"
 #include "dtype.h"
+#include "graph.h"
 
 mci_call mci_begin(const char *name, int op, int n_out) {
     return (mci_call){.name = name, .op = op, .n_out = n_out, .device = -1};
@@ -19,7 +21,11 @@ void mci_bad(mci_call *c, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    c->status = mci_fail(MC_EINVAL, "%s: %s", c->name, text);
+    if (c->each)
+        c->status =
+            mci_fail(MC_EINVAL, "%s: %s %lld: %s", c->name, c->each, (long long)c->number, text);
+    else
+        c->status = mci_fail(MC_EINVAL, "%s: %s", c->name, text);
 }
 
 static void same_device(mci_call *c, const mc_tensor *t) {
@@ -40,6 +46,7 @@ void mci_in(mci_call *c, int i, const mc_tensor *t) {
         return;
     }
     same_device(c, t);
+    if (mci_recording) mci_graph_use(t->storage, 0);
     c->t[c->n_out + i] = &t->v;
 }
 
@@ -55,7 +62,9 @@ void mci_out(mci_call *c, int i, mc_tensor *t, int dtype, int ndim, const int64_
     }
     c->out[i] = t;
     if (!t->storage) {
+        mci_tag = c->name;
         c->status = mc_empty(t, dtype, c->device < 0 ? MCI_DEVICE_CPU : c->device, ndim, shape);
+        mci_tag = NULL;
         if (mci_ok(c)) c->fresh |= 1U << i;
     } else {
         same_device(c, t);
@@ -177,19 +186,106 @@ static int sync_each(void) {
     return sync;
 }
 
+/* With MASCON_SYNC=1, waits for the op that has just been started. */
+static mc_status settle(const mci_call *c) {
+    if (mci_recording || !sync_each()) return MC_OK;
+    mc_status status = mc_device_synchronize(c->device);
+    return status == MC_OK ? status : mci_fail(status, "%s: %s", c->name, mc_last_error());
+}
+
+/* Runs the kernel; c->device stands. */
+static mc_status run(mci_call *c, const void *params) {
+    mci_exec *exec = mci_exec_of(c->device);
+    mc_status status = mci_backend_of(c->device)->kernels[c->op](exec, c->t, params);
+    return status == MC_OK ? settle(c) : status;
+}
+
+/* The outputs written in place have changed. */
+static void note_written(mci_call *c) {
+    for (int i = 0; i < c->n_out; i++) {
+        if (!((c->written >> i) & 1U)) continue;
+        c->out[i]->storage->version++;
+        if (mci_recording) mci_graph_use(c->out[i]->storage, 1);
+    }
+}
+
 mc_status mci_end(mci_call *c, const void *params) {
     if (mci_ok(c) && c->written) check_aliases(c);
     if (mci_ok(c)) {
         if (c->device < 0) c->device = MCI_DEVICE_CPU;
-        mci_exec *exec = mci_exec_of(c->device);
-        c->status = mci_backend_of(c->device)->kernels[c->op](exec, c->t, params);
-        if (mci_ok(c) && sync_each()) c->status = mc_device_synchronize(c->device);
+        c->status = run(c, params);
     }
-    for (int i = 0; i < c->n_out; i++) {
-        if (mci_ok(c) && ((c->written >> i) & 1U)) c->out[i]->storage->version++;
-        if (!mci_ok(c) && mci_is_fresh(c, i)) mc_tensor_release(c->out[i]);
+    if (mci_ok(c)) {
+        note_written(c);
+        return MC_OK;
     }
+    for (int i = 0; i < c->n_out; i++)
+        if (mci_is_fresh(c, i)) mc_tensor_release(c->out[i]);
     return c->status;
+}
+
+typedef struct range {
+    uintptr_t first, last;
+    int written;
+} range;
+
+static int by_first(const void *a, const void *b) {
+    uintptr_t x = ((const range *)a)->first, y = ((const range *)b)->first;
+    return (x > y) - (x < y);
+}
+
+/* 1 when bytes that one operand writes lie in another's extent, or memory is short to tell. */
+static int calls_meet(const mci_call *c, int64_t n) {
+    range *r = malloc((size_t)n * MCI_MAX_OPERANDS * sizeof *r);
+    if (!r) return 1;
+    size_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        for (int k = 0; k < MCI_MAX_OPERANDS; k++) {
+            const mci_view *v = c[i].t[k];
+            int shared = i > 0 && k >= c[i].n_out && v == c[0].t[k]; /* step, lr, ... */
+            if (!v || shared || mci_numel(v) == 0) continue;
+            r[count].written = k < c[i].n_out;
+            extent(v, &r[count].first, &r[count].last);
+            count++;
+        }
+    }
+    qsort(r, count, sizeof *r, by_first);
+    uintptr_t any = 0, written = 0; /* where the ranges so far end, and those that are written */
+    int meet = 0;
+    for (size_t i = 0; i < count && !meet; i++) {
+        meet = r[i].first < written || (r[i].written && r[i].first < any);
+        if (r[i].last > any) any = r[i].last;
+        if (r[i].written && r[i].last > written) written = r[i].last;
+    }
+    free(r);
+    return meet;
+}
+
+static mc_status run_many(mci_call *c, int64_t n, const void *params, int in_order) {
+    mc_status (*many)(mci_exec *, int, int64_t, const mci_view *const *const *, const void *) =
+        mci_backend_of(c->device)->many;
+    if (!many || n < 2 || (!in_order && calls_meet(c, n))) return MC_EUNSUPPORTED;
+    const mci_view *const **t = malloc((size_t)n * sizeof *t);
+    if (!t) return MC_EUNSUPPORTED;
+    for (int64_t i = 0; i < n; i++) t[i] = c[i].t;
+    mc_status status = many(mci_exec_of(c->device), c->op, n, t, params);
+    free(t);
+    return status == MC_OK ? settle(c) : status;
+}
+
+mc_status mci_end_many(mci_call *c, int64_t n, const void *params, int in_order) {
+    for (int64_t i = 0; i < n; i++) {
+        if (mci_ok(&c[i])) check_aliases(&c[i]);
+        if (!mci_ok(&c[i])) return c[i].status;
+    }
+    mc_status status = n > 0 ? run_many(c, n, params, in_order) : MC_OK;
+    int in_turn = status == MC_EUNSUPPORTED;
+    for (int64_t i = 0; i < n; i++) {
+        if (in_turn) status = run(&c[i], params);
+        if (status != MC_OK) return status;
+        note_written(&c[i]);
+    }
+    return status;
 }
 
 void mci_want_same_dtype(mci_call *c, const char *a_name, const mc_tensor *a, const char *b_name,
@@ -227,7 +323,7 @@ void mci_want_shape(mci_call *c, const char *a_name, const mc_tensor *a, int ndi
 void mci_want_number(mci_call *c, double s, int dtype) {
     static const struct {
         double low, high; /* low <= s < high */
-    } range[MC_DTYPE_COUNT] = {
+    } values_of[MC_DTYPE_COUNT] = {
         [MC_INT64] = {-0x1p63, 0x1p63},
         [MC_INT32] = {-0x1p31, 0x1p31},
         [MC_UINT8] = {0, 256},
@@ -239,7 +335,7 @@ void mci_want_number(mci_call *c, double s, int dtype) {
         mci_bad(c,
                 "%.14g is not an integer and the tensor is %s; convert it with t:to(\"float32\")",
                 s, mc_dtype_name(dtype));
-    else if (s < range[dtype].low || s >= range[dtype].high)
+    else if (s < values_of[dtype].low || s >= values_of[dtype].high)
         mci_bad(c, "%.14g does not fit in a tensor of %s; convert it to a wider dtype with t:to", s,
                 mc_dtype_name(dtype));
 }

@@ -27,6 +27,8 @@ typedef struct mci_call {
     int device; /* -1 until the first operand */
     mc_status status;
     int apart;        /* 1: an output may not be an input's very memory either (set by the op) */
+    const char *each; /* one of many calls: what messages count ("parameter"), else NULL ... */
+    int64_t number;   /* ... and which it is, from 1 */
     unsigned fresh;   /* bit i: output i was filled by this call */
     unsigned written; /* bit i: output i was filled before and is written in place */
     mc_tensor *out[4];
@@ -54,6 +56,11 @@ static inline int mci_is_fresh(const mci_call *c, int i) {
 }
 /* Runs the kernel, bumps versions of outputs written in place; on failure empties fresh outputs. */
 mc_status mci_end(mci_call *c, const void *params);
+/* The same for n calls of one op whose outputs all were there before (mci_inout). Nothing runs when
+ * one is wrong: the first of those gives the status. Else the backend's `many` runs them, or they
+ * run in turn: where it has none, and, unless `in_order` says that its `many` keeps their order,
+ * where one writes what another uses. */
+mc_status mci_end_many(mci_call *c, int64_t n, const void *params, int in_order);
 
 /* "[2, 3]" into one of a few rotating buffers of the thread. */
 const char *mci_shape_text(int ndim, const int64_t *shape);

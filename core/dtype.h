@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "inline.h"
 #include "mascon.h"
 
 /* X(code, name, C type of storage, kind) in the order of the codes */
@@ -46,24 +47,24 @@ static inline int mci_dtype_kind(int dtype) {
     return mci_dtype_known(dtype) ? mci_dtypes[dtype].kind : MCI_KIND_NONE;
 }
 
-static inline uint32_t mci_f32_bits(float x) {
+MCI_INLINE uint32_t mci_f32_bits(float x) {
     uint32_t u;
     memcpy(&u, &x, 4);
     return u;
 }
-static inline float mci_bits_f32(uint32_t u) {
+MCI_INLINE float mci_bits_f32(uint32_t u) {
     float x;
     memcpy(&x, &u, 4);
     return x;
 }
-static inline uint64_t mci_f64_bits(double x) {
+MCI_INLINE uint64_t mci_f64_bits(double x) {
     uint64_t u;
     memcpy(&u, &x, 8);
     return u;
 }
 
 /* x as a float32: exact, or of its two neighbours the one whose last bit is 1. */
-static inline float mci_f32_odd(double x) {
+MCI_INLINE float mci_f32_odd(double x) {
     float f = (float)x;
     uint32_t u = mci_f32_bits(f);
     double back = (double)f, ax = x < 0 ? -x : x, af = back < 0 ? -back : back;
@@ -72,7 +73,7 @@ static inline float mci_f32_odd(double x) {
 }
 
 /* A double that rounds to every shorter float as x itself does. */
-static inline double mci_i64_sticky(int64_t x) {
+MCI_INLINE double mci_i64_sticky(int64_t x) {
     uint64_t sign = (uint64_t)(x >> 63), u = ((uint64_t)x ^ sign) - sign;
     uint64_t odd = ((u >> 11) | ((u & 2047U) != 0)) << 11;
     u = u >> 53 ? odd : u;
@@ -82,10 +83,10 @@ static inline double mci_i64_sticky(int64_t x) {
 
 /* -- bfloat16: the upper half of a float32 ----------------------------------------------------- */
 
-static inline float mci_bf16_to_f32(uint16_t h) {
+MCI_INLINE float mci_bf16_to_f32(uint16_t h) {
     return mci_bits_f32((uint32_t)h << 16);
 }
-static inline uint16_t mci_f32_to_bf16(float x) {
+MCI_INLINE uint16_t mci_f32_to_bf16(float x) {
     uint32_t u = mci_f32_bits(x);
     uint32_t rounded = (u + 0x7FFFU + ((u >> 16) & 1U)) >> 16;
     uint32_t quiet = (u >> 16) | 0x40U;
@@ -95,7 +96,7 @@ static inline uint16_t mci_f32_to_bf16(float x) {
 /* -- floats with m mantissa bits and exponent bias b, m <= 10, b <= 15 ------------------------- */
 
 /* Magnitude code of |x|, by its bits a < 2^31: codes from `top` on become `top`, NaN `nan`. */
-static inline uint32_t mci_small_encode(uint32_t a, int m, int b, uint32_t top, uint32_t nan) {
+MCI_INLINE uint32_t mci_small_encode(uint32_t a, int m, int b, uint32_t top, uint32_t nan) {
     uint32_t odd = (a >> (23 - m)) & 1U;
     uint32_t normal = (a - ((uint32_t)(127 - b) << 23) + (1U << (22 - m)) - 1U + odd) >> (23 - m);
     /* the spacing of floats at `magic` is the format's smallest subnormal: the sum rounds there */
@@ -106,7 +107,7 @@ static inline uint32_t mci_small_encode(uint32_t a, int m, int b, uint32_t top, 
     return a > 0x7F800000U ? nan | ((a >> (23 - m)) & ((1U << m) - 1U)) : code;
 }
 /* Bits of the float32 with magnitude code c; codes from `special` on are inf and NaN. */
-static inline uint32_t mci_small_decode(uint32_t c, int m, int b, uint32_t special) {
+MCI_INLINE uint32_t mci_small_decode(uint32_t c, int m, int b, uint32_t special) {
     uint32_t u = c << (23 - m), one = (uint32_t)(128 - b) << 23;
     uint32_t subnormal = mci_f32_bits(mci_bits_f32(u + one) - mci_bits_f32(one));
     uint32_t normal = u + ((uint32_t)(127 - b) << 23);
@@ -114,43 +115,43 @@ static inline uint32_t mci_small_decode(uint32_t c, int m, int b, uint32_t speci
     return c >= special ? u | 0x7F800000U : r;
 }
 
-static inline float mci_f16_to_f32(uint16_t h) {
+MCI_INLINE float mci_f16_to_f32(uint16_t h) {
     uint32_t c = h & 0x7FFFU;
     return mci_bits_f32(mci_small_decode(c, 10, 15, 0x7C00) | (uint32_t)(h & 0x8000U) << 16);
 }
-static inline uint16_t mci_f32_to_f16(float x) {
+MCI_INLINE uint16_t mci_f32_to_f16(float x) {
     uint32_t u = mci_f32_bits(x);
     return (uint16_t)(mci_small_encode(u & 0x7FFFFFFFU, 10, 15, 0x7C00, 0x7E00) |
                       (u >> 16 & 0x8000U));
 }
-static inline float mci_e5m2_to_f32(uint8_t h) {
+MCI_INLINE float mci_e5m2_to_f32(uint8_t h) {
     uint32_t c = h & 0x7FU;
     return mci_bits_f32(mci_small_decode(c, 2, 15, 0x7C) | (uint32_t)(h & 0x80U) << 24);
 }
-static inline uint8_t mci_f32_to_e5m2(float x) {
+MCI_INLINE uint8_t mci_f32_to_e5m2(float x) {
     uint32_t u = mci_f32_bits(x);
     return (uint8_t)(mci_small_encode(u & 0x7FFFFFFFU, 2, 15, 0x7C, 0x7E) | (u >> 24 & 0x80U));
 }
 /* No infinity: S.1111.111 is NaN, 448 the largest; what rounds beyond it, infinities too, is NaN.
  */
-static inline float mci_e4m3_to_f32(uint8_t h) {
+MCI_INLINE float mci_e4m3_to_f32(uint8_t h) {
     uint32_t c = h & 0x7FU;
     return mci_bits_f32(mci_small_decode(c, 3, 7, 0x7F) | (uint32_t)(h & 0x80U) << 24);
 }
-static inline uint8_t mci_f32_to_e4m3(float x) {
+MCI_INLINE uint8_t mci_f32_to_e4m3(float x) {
     uint32_t u = mci_f32_bits(x);
     return (uint8_t)(mci_small_encode(u & 0x7FFFFFFFU, 3, 7, 0x7F, 0x7F) | (u >> 24 & 0x80U));
 }
 
 /* -- e8m0fnu: 2^(code - 127), 0xFF is NaN ------------------------------------------------------ */
 
-static inline float mci_e8m0_to_f32(uint8_t h) {
+MCI_INLINE float mci_e8m0_to_f32(uint8_t h) {
     uint32_t u = h == 0 ? 0x400000U : (uint32_t)h << 23;
     return mci_bits_f32(h == 0xFF ? 0x7FC00000U : u);
 }
 /* The nearest power of two, halfway upwards (as ml_dtypes); positive values below 2^-127 give
  * 2^-127; zero, negative numbers, 1.5 * 2^127 and more, and NaN give NaN. */
-static inline uint8_t mci_f64_to_e8m0(double x) {
+MCI_INLINE uint8_t mci_f64_to_e8m0(double x) {
     uint64_t u = mci_f64_bits(x);
     int64_t code = (int64_t)((u + (UINT64_C(1) << 51)) >> 52) - 1023 + 127;
     code = code < 0 ? 0 : code;
@@ -160,17 +161,17 @@ static inline uint8_t mci_f64_to_e8m0(double x) {
 
 /* -- float to integer: towards zero, saturating, NaN to 0 -------------------------------------- */
 
-static inline int64_t mci_f64_to_i64(double x) {
+MCI_INLINE int64_t mci_f64_to_i64(double x) {
     double in = x >= -0x1p63 ? x : -0x1p63; /* NaN too; replaced below */
     int64_t i = in < 0x1p63 ? (int64_t)(in < 0x1p63 ? in : 0.0) : INT64_MAX;
     return x == x ? i : 0;
 }
-static inline int32_t mci_f64_to_i32(double x) {
+MCI_INLINE int32_t mci_f64_to_i32(double x) {
     double in = x > -2147483648.0 ? x : -2147483648.0;
     int32_t i = (int32_t)(in < 2147483647.0 ? in : 2147483647.0);
     return x == x ? i : 0;
 }
-static inline uint8_t mci_f64_to_u8(double x) {
+MCI_INLINE uint8_t mci_f64_to_u8(double x) {
     double in = x > 0 ? x : 0;
     return (uint8_t)(int32_t)(in < 255 ? in : 255);
 }

@@ -74,6 +74,12 @@ static mc_status copy_to_host(mci_exec *exec, void *dst, const void *src, size_t
     return mci_host_copy(exec, dst, to_host(src), bytes);
 }
 
+static mc_status copy_begin(int ordinal, void *stream, void *dst, const void *src, size_t bytes,
+                            int to_device) {
+    return mci_host_copy_begin(ordinal, stream, to_device ? to_host(dst) : dst,
+                               to_device ? src : to_host(src), bytes, to_device);
+}
+
 static void *host_scratch(mci_exec *exec, size_t bytes) {
     mci_exec *device_exec = exec->owner;
     return to_host(device_exec->scratch(device_exec, bytes));
@@ -111,6 +117,11 @@ const mci_backend *mci_fake_backend(void) {
         .free = fake_free,
         .copy_from_host = copy_from_host,
         .copy_to_host = copy_to_host,
+        .pinned_alloc = mci_host_pinned_alloc,
+        .pinned_free = mci_host_pinned_free,
+        .copy_begin = copy_begin,
+        .stream_wait = mci_host_stream_wait,
+        .stream_synchronize = mci_host_stream_synchronize,
         .stream_new = mci_host_stream_new,
         .stream_free = mci_host_stream_free,
         .synchronize = mci_host_synchronize,

@@ -84,7 +84,13 @@ mc_status mc_to_numbers(double *dst, const void *src, int src_dtype, int64_t n);
 mc_status mc_device_parse(const char *name, int *device);
 mc_status mc_device_name(int device, char *buffer, int64_t size);
 mc_status mc_device_count(const char *backend, int *count); /* 0 where the plugin is missing */
+/* Waits for all work of the device. MC_EINVAL for a bad id or split that a kernel there has met
+ * since the last time: the result of that op is not to be used, the device stays usable. */
 mc_status mc_device_synchronize(int device);
+/* Facts for `doctor`: "name", "capability", "driver", "runtime", "blas", "attention"; NULL for a
+ * key that this device does not know. */
+const char *mc_device_info(int device, const char *key);
+mc_status mc_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes);
 /* Threads of an op: MASCON_NUM_THREADS, else the cores this process may use; 1 to 1024. */
 int mc_get_num_threads(void);
 mc_status mc_set_num_threads(int n);
@@ -107,9 +113,31 @@ const mc_memory *mc_memory_stats(void); /* one struct for the process, always cu
 void mc_memory_set_soft_limit(int64_t bytes);
 void mc_memory_reset_peak(void);
 void mc_memory_trim(void); /* gives cached blocks back to the system */
+/* The same numbers for one device, and how many blocks came from the device itself (an allocation
+ * there costs far more than one from the cache). */
+typedef struct mc_device_memory_stats {
+    int64_t live_bytes, peak_bytes, cached_bytes, graph_bytes; /* graph_bytes: kept for graphs */
+    int64_t allocations, device_allocations;
+} mc_device_memory_stats;
+mc_status mc_memory_device_stats(int device, mc_device_memory_stats *out);
 /* The nth allocation from now (1 = the next) fails with MC_ENOMEM, once; 0 turns it off. For tests.
  */
 void mc_memory_fail_at(int64_t nth);
+
+/* -- graphs (graph.c) ---------------------------------------------------------------------------
+ */
+
+/* A sequence of ops of one device, recorded once and replayed as a whole. What is allocated while
+ * it is recorded comes from memory of the graph's own; tensors from before that its ops use are
+ * kept alive by it. While one is recorded, reading or writing host values fails (MC_EUNSUPPORTED).
+ */
+typedef struct mc_graph mc_graph;
+mc_status mc_graph_begin(int device);
+mc_status mc_graph_end(mc_graph **out, int device);
+int mc_graph_recording(void);    /* 1 while one is recorded */
+void mc_graph_abort(int device); /* ends without a graph; nothing has run */
+mc_status mc_graph_replay(mc_graph *g);
+void mc_graph_free(mc_graph *g); /* waits for its replays. NULL is fine */
 
 /* -- tensors ----------------------------------------------------------------------------------- */
 
@@ -301,6 +329,14 @@ mc_status mc_scatter_add(mc_tensor *da, const mc_tensor *dout, int axis, const m
 /* a [.., m, k] x b [.., k, n] -> [.., m, n]; batch sizes broadcast; 1-D operands as torch.matmul;
  * any strides. fp32 accumulation for bf16 and fp16. */
 mc_status mc_matmul(mc_tensor *out, const mc_tensor *a, const mc_tensor *b);
+/* y [R, N] = x [R, K] weight^T + bias, weight [N, K], bias [N] or NULL; gelu = 1: gelu (tanh form)
+ * of it. The bias is added before the rounding. */
+mc_status mc_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *weight,
+                    const mc_tensor *bias, int gelu);
+/* 1: devices may round float32 operands of products to tf32 (10 bits of mantissa); 0, the default:
+ * full float32. */
+void mc_set_allow_tf32(int allow);
+int mc_get_allow_tf32(void);
 
 /* -- norms (ops/norm.c), over the last axis; weight and bias [n] ------------------------------- */
 
@@ -399,7 +435,7 @@ mc_status mc_moe_z_loss_backward(mc_tensor *dlogits, const mc_tensor *dloss,
 /* step, lr and grad_scale are one-element float32 tensors on the parameter's device, so that a
  * captured graph replays right; grad_scale (NULL = 1) multiplies the gradient; a grad_scale that is
  * not finite skips the update. master (NULL for none) holds the parameter in float32. Moments are
- * float32 (float64 for a float64 parameter). */
+ * float32 (float64 for a float64 parameter), or both bfloat16 beside a bfloat16 parameter. */
 
 /* Adam (Kingma & Ba 2015, alg. 1); decoupled = 1: AdamW (Loshchilov & Hutter 2019, alg. 2). step
  * counts from 1. */
@@ -414,11 +450,23 @@ mc_status mc_sgd_step(mc_tensor *param, mc_tensor *momentum_buffer, mc_tensor *m
                       const mc_tensor *grad_scale, double momentum, double dampening,
                       double weight_decay, int nesterov);
 
+/* n steps at once, all on one device; entries of `master` may be NULL. Moments may have the
+ * parameter's dtype too (bfloat16 state). step, lr, grad_scale are those of all. */
+mc_status mc_adam_step_many(int64_t n, mc_tensor *const *param, mc_tensor *const *exp_avg,
+                            mc_tensor *const *exp_avg_sq, mc_tensor *const *master,
+                            mc_tensor *const *grad, const mc_tensor *step, const mc_tensor *lr,
+                            const mc_tensor *grad_scale, double beta1, double beta2, double eps,
+                            double weight_decay, int decoupled);
+/* acc [1] float64 += the sum of all squares, tensor after tensor in the order given. */
+mc_status mc_sum_squares_many(mc_tensor *acc, int64_t n, mc_tensor *const *x);
+/* x[i] *= factor, one element of x[i]'s dtype or float32. */
+mc_status mc_scale_many(int64_t n, mc_tensor *const *x, const mc_tensor *factor);
+
 /* -- grouped linear layers (grouped/) ---------------------------------------------------------- */
 /* x [R, K], y [R, N], weight [G, N, K], bias [G, N] or NULL; splits int32 or int64 [G] on x's
- * device: rows of each group, in order, zeros anywhere, none negative, sum M <= R. Rows from M on
- * are zeroed in a fresh output and untouched in a filled one. Products accumulate in fp32 (fp64 for
- * fp64); the bias is added before the one rounding. */
+ * device, or on the CPU where the host knows them: rows of each group, in order, zeros anywhere,
+ * none negative, sum M <= R. Rows from M on are zeroed in a fresh output and untouched in a filled
+ * one. Products accumulate in fp32 (fp64 for fp64); the bias is added before the one rounding. */
 
 /* Group g owns rows o_g .. o_g + M_g - 1, o_g = the sum of the splits before it.
  * y_g = x_g weight[g]^T + bias[g] */
@@ -435,6 +483,10 @@ mc_status mc_grouped_linear_wgrad(mc_tensor *dw, const mc_tensor *dy, const mc_t
 /* db[g] (+)= the sum of dy_g's rows, db [G, N]; dtypes and accumulate as dw's. */
 mc_status mc_grouped_linear_bias_grad(mc_tensor *db, const mc_tensor *dy, const mc_tensor *splits,
                                       int accumulate);
+/* Which way a device takes for these sizes and why, in words: pass "forward", "dgrad" or "wgrad".
+ * host_splits: 1 when the splits come from the host. */
+mc_status mc_grouped_linear_path(const char *pass, int device, int dtype, int64_t groups, int64_t k,
+                                 int64_t n, int host_splits, char *text, int64_t size);
 /* offsets int64 [G + 1]: 0, then the running sum of first_dims. */
 mc_status mc_grouped_offsets(mc_tensor *offsets, const mc_tensor *first_dims);
 

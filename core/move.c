@@ -5,6 +5,8 @@
 
 #include "backend_room.h"
 #include "call.h"
+#include "graph.h"
+#include "io/device.h"
 
 static mc_status copy_on_device(mc_tensor *dst, const mc_tensor *src) {
     mci_call c = mci_begin("copy", MCI_OP_copy, 1);
@@ -13,12 +15,31 @@ static mc_status copy_on_device(mc_tensor *dst, const mc_tensor *src) {
     return mci_end(&c, NULL);
 }
 
+/* Plain bytes between contiguous tensors of two devices; straight where the host reads one of them.
+ */
+static mc_status carry(mc_tensor *to, const mc_tensor *from) {
+    int64_t bytes = mci_numel(&from->v) * mc_dtype_size(from->v.dtype);
+    if (bytes == 0) return MC_OK;
+    if (mci_backend_of(from->storage->device)->host_readable)
+        return mc_write(to, from->v.data, bytes);
+    if (mci_backend_of(to->storage->device)->host_readable) {
+        mc_status status = mc_read(from, to->v.data, bytes);
+        if (status == MC_OK) to->storage->version++;
+        return status;
+    }
+    void *host = malloc((size_t)bytes);
+    if (!host) return mci_fail(MC_ENOMEM, "copy: no %lld bytes of host memory", (long long)bytes);
+    mc_status status = mc_read(from, host, bytes);
+    if (status == MC_OK) status = mc_write(to, host, bytes);
+    free(host);
+    return status;
+}
+
 /* src of another device: convert and pack where it is, carry plain bytes, spread where dst is. */
 static mc_status copy_across(mc_tensor *dst, const mc_tensor *src) {
     mc_tensor packed = {.storage = NULL}, landed = {.storage = NULL};
     const mc_tensor *from = src;
     mc_status status = MC_OK;
-    int64_t bytes = mci_numel(&src->v) * mc_dtype_size(dst->v.dtype);
     if (src->v.dtype != dst->v.dtype || !mci_is_contiguous(&src->v)) {
         status = mc_empty(&packed, dst->v.dtype, src->storage->device, src->v.ndim, src->v.shape);
         if (status == MC_OK) status = copy_on_device(&packed, src);
@@ -28,15 +49,7 @@ static mc_status copy_across(mc_tensor *dst, const mc_tensor *src) {
     mc_tensor *to = direct ? dst : &landed;
     if (status == MC_OK && !direct)
         status = mc_empty(&landed, dst->v.dtype, dst->storage->device, src->v.ndim, src->v.shape);
-    void *host = NULL;
-    if (status == MC_OK && bytes > 0) {
-        host = malloc((size_t)bytes);
-        if (!host)
-            status = mci_fail(MC_ENOMEM, "copy: no %lld bytes of host memory", (long long)bytes);
-    }
-    if (status == MC_OK) status = mc_read(from, host, bytes);
-    if (status == MC_OK) status = mc_write(to, host, bytes);
-    free(host);
+    if (status == MC_OK) status = carry(to, from);
     if (status == MC_OK && !direct) status = copy_on_device(dst, &landed);
     mc_tensor_release(&packed);
     mc_tensor_release(&landed);
@@ -89,19 +102,39 @@ static mc_status want_bytes(const char *op, const mc_tensor *t, int64_t bytes) {
                     (long long)own);
 }
 
+/* How many bytes of a transfer go through page-locked buffers: of a large one all but the last few,
+ * which go by the backend's own call, for there an error of earlier work shows. */
+static int64_t staged_bytes(int device, int64_t bytes) {
+    if (bytes <= MCI_STAGE_BYTES || mci_backend_of(device)->host_readable) return 0;
+    return bytes - 64;
+}
+
 mc_status mc_read(const mc_tensor *t, void *dst, int64_t bytes) {
     mc_status status = want_bytes("read", t, bytes);
     if (status != MC_OK || bytes == 0) return status;
     int device = t->storage->device;
-    return mci_backend_of(device)->copy_to_host(mci_exec_of(device), dst, t->v.data, (size_t)bytes);
+    if (mci_recording && (status = mci_graph_forbids(device, "read")) != MC_OK) return status;
+    int64_t staged = staged_bytes(device, bytes);
+    const char *src = t->v.data;
+    if (staged > 0) status = mci_device_read(device, dst, src, staged, NULL);
+    if (status == MC_ENOMEM) staged = 0; /* the other way needs no such buffers */
+    if (status != MC_OK && status != MC_ENOMEM) return status;
+    return mci_backend_of(device)->copy_to_host(mci_exec_of(device), (char *)dst + staged,
+                                                src + staged, (size_t)(bytes - staged));
 }
 
 mc_status mc_write(mc_tensor *t, const void *src, int64_t bytes) {
     mc_status status = want_bytes("write", t, bytes);
     if (status != MC_OK || bytes == 0) return status;
     int device = t->storage->device;
-    status =
-        mci_backend_of(device)->copy_from_host(mci_exec_of(device), t->v.data, src, (size_t)bytes);
+    if (mci_recording && (status = mci_graph_forbids(device, "write")) != MC_OK) return status;
+    int64_t staged = staged_bytes(device, bytes);
+    char *dst = t->v.data;
+    if (staged > 0) status = mci_device_write(device, dst, src, staged);
+    if (status == MC_ENOMEM) staged = 0;
+    if (status != MC_OK && status != MC_ENOMEM) return status;
+    status = mci_backend_of(device)->copy_from_host(
+        mci_exec_of(device), dst + staged, (const char *)src + staged, (size_t)(bytes - staged));
     if (status == MC_OK) t->storage->version++;
     return status;
 }

@@ -18,8 +18,10 @@
 
 #include <stdint.h>
 
+#include "inline.h"
+
 /* Counter -> four words, in place. */
-static inline void mci_philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+MCI_INLINE void mci_philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; round++) {
         uint64_t a = (uint64_t)c[0] * 0xD2511F53U, b = (uint64_t)c[2] * 0xCD9E8D57U;
         uint32_t next0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, next2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;

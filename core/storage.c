@@ -16,9 +16,8 @@ static int64_t last_id;
 
 mc_status mci_storage_new(mci_storage **out, int device, int64_t bytes) {
     *out = NULL;
-    void *data;
-    int64_t block = bytes;
-    mc_status status = mci_alloc(device, &block, &data);
+    mci_block block = {.bytes = bytes, .tag = mci_tag};
+    mc_status status = mci_alloc(device, &block);
     if (status != MC_OK) return status;
     pthread_mutex_lock(&lock);
     mci_storage *s = pooled > 0 ? pool[--pooled] : NULL;
@@ -26,10 +25,16 @@ mc_status mci_storage_new(mci_storage **out, int device, int64_t bytes) {
     pthread_mutex_unlock(&lock);
     if (!s) s = malloc(sizeof *s);
     if (!s) {
-        mci_free(device, data, block);
+        mci_free(device, &block);
         return mci_fail(MC_ENOMEM, "out of memory: no room for a storage's header");
     }
-    *s = (mci_storage){.refs = 1, .device = device, .data = data, .bytes = bytes, .id = id};
+    *s = (mci_storage){.refs = 1,
+                       .device = device,
+                       .pool = block.pool,
+                       .tag = block.tag,
+                       .data = block.data,
+                       .bytes = bytes,
+                       .id = id};
     mci_count_storages(1);
     *out = s;
     return MC_OK;
@@ -41,7 +46,8 @@ void mci_storage_retain(mci_storage *s) {
 
 void mci_storage_release(mci_storage *s) {
     if (!s || __atomic_sub_fetch(&s->refs, 1, __ATOMIC_ACQ_REL) > 0) return;
-    mci_free(s->device, s->data, s->bytes);
+    mci_free(s->device,
+             &(mci_block){.data = s->data, .bytes = s->bytes, .pool = s->pool, .tag = s->tag});
     mci_count_storages(-1);
     pthread_mutex_lock(&lock);
     if (pooled < POOL_MAX) {

@@ -7,6 +7,8 @@
 typedef struct mci_storage {
     int32_t refs; /* atomic */
     int device;
+    int pool;        /* where its block goes back to: see alloc.h */
+    const char *tag; /* what made it, a literal; for the message of a full memory */
     void *data;
     int64_t bytes;
     int64_t id;

@@ -41,6 +41,34 @@ mc_status mci_host_copy(mci_exec *exec, void *dst, const void *src, size_t bytes
     return MC_OK;
 }
 
+mc_status mci_host_pinned_alloc(int ordinal, size_t bytes, void **out) {
+    (void)ordinal;
+    *out = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    return *out ? MC_OK : MC_ENOMEM;
+}
+
+void mci_host_pinned_free(int ordinal, void *data) {
+    (void)ordinal;
+    free(data);
+}
+
+mc_status mci_host_copy_begin(int ordinal, void *stream, void *dst, const void *src, size_t bytes,
+                              int to_device) {
+    (void)ordinal, (void)stream, (void)to_device;
+    memcpy(dst, src, bytes);
+    return MC_OK;
+}
+
+mc_status mci_host_stream_wait(int ordinal, void *waiter, void *other) {
+    (void)ordinal, (void)waiter, (void)other;
+    return MC_OK;
+}
+
+mc_status mci_host_stream_synchronize(int ordinal, void *stream) {
+    (void)ordinal, (void)stream;
+    return MC_OK;
+}
+
 mc_status mci_host_stream_new(int ordinal, void **stream) {
     (void)ordinal;
     *stream = NULL; /* the CPU has one stream: calls run as they come */

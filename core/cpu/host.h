@@ -9,6 +9,12 @@ mc_status mci_host_device_count(int *count);
 mc_status mci_host_alloc(mci_exec *exec, size_t bytes, void **out);
 void mci_host_free(mci_exec *exec, void *data, size_t bytes);
 mc_status mci_host_copy(mci_exec *exec, void *dst, const void *src, size_t bytes);
+mc_status mci_host_pinned_alloc(int ordinal, size_t bytes, void **out);
+void mci_host_pinned_free(int ordinal, void *data);
+mc_status mci_host_copy_begin(int ordinal, void *stream, void *dst, const void *src, size_t bytes,
+                              int to_device);
+mc_status mci_host_stream_wait(int ordinal, void *waiter, void *other);
+mc_status mci_host_stream_synchronize(int ordinal, void *stream);
 mc_status mci_host_stream_new(int ordinal, void **stream);
 void mci_host_stream_free(int ordinal, void *stream);
 mc_status mci_host_synchronize(int ordinal);

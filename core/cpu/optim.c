@@ -9,7 +9,10 @@
  *
  * Kingma & Ba 2015, alg. 1; Loshchilov & Hutter 2019, alg. 2; eps stands where PyTorch has it. w is
  * the float32 master where there is one, else the parameter; computed in float32 (float64 for
- * float64), rounded once. A grad_scale that is not finite leaves everything as it is.
+ * float64), every result rounded once: bfloat16 moments too. A grad_scale that is not finite leaves
+ * everything as it is.
+ *
+ *     scale  x *= factor, a 16-bit x in float32
  */
 #include "row.h"
 
@@ -88,5 +91,29 @@ mc_status MCI_CPU(sgd_step)(mci_exec *exec, const mci_view *const *t, const void
                  .nesterov = o->nesterov};
     const mci_view *v[5] = {t[0], o->momentum != 0 ? t[1] : NULL, NULL, t[2], t[3]};
     step(v, &k);
+    return MC_OK;
+}
+
+#define SCALE(real, name)                                                            \
+    static void name(char *const *p, int64_t first, int64_t n, const void *params) { \
+        real *out = (real *)(void *)p[0], factor = (real) * (const double *)params;  \
+        const real *x = (const real *)(const void *)p[1];                            \
+        (void)first;                                                                 \
+        _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor; \
+    }
+SCALE(float, scale_f32)
+SCALE(double, scale_f64)
+
+/* t: x (in place), factor (one element of x's dtype or float32). */
+mc_status MCI_CPU(scale)(mci_exec *exec, const mci_view *const *t, const void *p) {
+    (void)exec, (void)p;
+    int kind = mci_compute_kind(t[0]->dtype);
+    double factor;
+    MCI_CPU(load_f64)(&factor, t[1]->data, t[1]->dtype, 0, 1);
+    mci_loop loop = {kind == MCI_F64 ? scale_f64 : scale_f32, &factor, 1, {kind, kind}};
+    const mci_view *v[2] = {t[0], t[0]};
+    mci_iter it;
+    MCI_CPU(iter_init)(&it, 2, v, 0);
+    MCI_CPU(run)(&it, &loop);
     return MC_OK;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "cpu.h"
+#include "device.h"
 #include "status.h"
 
 /* Small enough to stay in a core's cache between read and hash, large enough for few calls. */
@@ -22,7 +23,7 @@ enum { PIECE = 1 << 20 };
 /* Of reads by threads, bytes that one takes at a time: enough for few calls, and so little that all
  * end together, after at least so many takes each. */
 enum { TAKE_LEAST = 1 << 19, TAKE_MOST = 1 << 22, TAKES = 8 };
-/* Host memory for tensors of other devices. */
+/* Of a snapshot, what a thread copies at a time. */
 enum { STAGE = 1 << 24 };
 
 enum { PAGE = 4096 };
@@ -161,13 +162,16 @@ static int by_offset(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-int mci_pread_many(int fd, mci_extent *list, int64_t n, int64_t *failed) {
-    int64_t total = 0, sorted = 1;
-    for (int64_t i = 0; i < n; i++) {
-        total += list[i].bytes;
-        sorted &= i == 0 || list[i - 1].offset <= list[i].offset;
-    }
+void mci_extents_sort(mci_extent *list, int64_t n) {
+    int sorted = 1;
+    for (int64_t i = 1; i < n; i++) sorted &= list[i - 1].offset <= list[i].offset;
     if (!sorted) qsort(list, (size_t)n, sizeof *list, by_offset);
+}
+
+int mci_pread_many(int fd, mci_extent *list, int64_t n, int64_t *failed) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) total += list[i].bytes;
+    mci_extents_sort(list, n);
     int threads = total < 2 * TAKE_LEAST ? 1 : mci_threads(total);
     reads r = {.fd = fd, .list = list, .n = n, .take = total / (threads * TAKES)};
     if (r.take < TAKE_LEAST) r.take = TAKE_LEAST;
@@ -236,19 +240,12 @@ const char *mci_source_host(const mci_source *s) {
     return base ? base + s->first : NULL;
 }
 
-mc_status mci_tensor_read(const mc_tensor *t, int64_t first, int64_t bytes, void *dst) {
-    int64_t size = mc_dtype_size(mc_tensor_dtype(t)), count = bytes / size, one = 1;
-    if (first % size != 0 || bytes % size != 0)
-        return mci_fail(MC_EINTERNAL, "a source that cuts an element of its tensor");
-    mc_tensor *view = mc_tensor_new();
-    if (!view) return mci_fail(MC_ENOMEM, "no memory for a view of the tensor");
-    mc_status status = mc_as_strided(view, t, 1, &count, &one, first / size);
-    if (status == MC_OK) status = mc_read(view, dst, bytes);
-    mc_tensor_free(view);
-    return status;
-}
-
 /* -- snapshot ---------------------------------------------------------------------------------- */
+
+/* 1 when the source is none of the snapshot's: it stays as it is. */
+static int stays(const mci_source *s) {
+    return s->file || (s->moment && s->moment->copy);
+}
 
 /* Bytes [from, to) of the block, where source i stands at [at[i], at[i] + its bytes), from host
  * memory. */
@@ -266,7 +263,8 @@ static void copy_stretch(char *block, int64_t from, int64_t to, const mci_source
         const char *src = mci_source_host(&sources[i]);
         int64_t a = from > at[i] ? from : at[i], end = at[i] + sources[i].bytes;
         int64_t b = to < end ? to : end;
-        if (src && !sources[i].file && b > a) memcpy(block + a, src + (a - at[i]), (size_t)(b - a));
+        if (src && !stays(&sources[i]) && b > a)
+            memcpy(block + a, src + (a - at[i]), (size_t)(b - a));
     }
 }
 
@@ -277,7 +275,7 @@ mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *si
     if (!at) return mci_fail(MC_ENOMEM, "snapshot: no memory to list %lld sources", (long long)n);
     for (int64_t i = 0; i < n; i++) {
         at[i] = total;
-        if (!sources[i].file) total += pages(sources[i].bytes);
+        if (!stays(&sources[i])) total += pages(sources[i].bytes);
     }
     at[n] = total;
     void *p = total > 0 ? mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE,
@@ -297,12 +295,11 @@ mc_status mci_snapshot(mci_source *sources, int64_t n, void **block, int64_t *si
         copy_stretch(p, i * STAGE, i + 1 < pieces ? (i + 1) * STAGE : total, sources, at, n);
     mc_status status = MC_OK;
     for (int64_t i = 0; i < n && status == MC_OK; i++) {
-        if (!sources[i].file && !mci_source_host(&sources[i]) && sources[i].bytes > 0)
-            status = mci_tensor_read(sources[i].tensor, sources[i].first, sources[i].bytes,
-                                     (char *)p + at[i]);
+        if (!stays(&sources[i]) && !mci_source_host(&sources[i]) && sources[i].bytes > 0)
+            status = mci_source_read(&sources[i], 0, sources[i].bytes, (char *)p + at[i]);
     }
     for (int64_t i = 0; i < n && status == MC_OK; i++) {
-        if (sources[i].file) continue;
+        if (stays(&sources[i])) continue;
         sources[i].host = p ? (char *)p + at[i] : NULL;
         sources[i].tensor = NULL;
         sources[i].first = 0;

@@ -32,6 +32,8 @@ typedef struct mci_extent {
     int64_t number; /* the caller's */
 } mci_extent;
 int mci_pread_many(int fd, mci_extent *list, int64_t n, int64_t *failed);
+/* Puts a list into the order of the file. */
+void mci_extents_sort(mci_extent *list, int64_t n);
 /* Claims the file's first n bytes, so that a full disk shows before the work; its length stays.
  * 0 also where the file system cannot tell. */
 int mci_claim(int fd, int64_t n);
@@ -39,6 +41,8 @@ int mci_claim(int fd, int64_t n);
 int mci_digest_file(int fd, int64_t n, int64_t offset, char *text);
 /* strerror of an I/O result into text (size bytes); returns text. */
 const char *mci_io_reason(int error, char *text, int64_t size);
+
+typedef struct mci_moment mci_moment; /* of a device: device.h */
 
 /* Where bytes to be written come from: host memory, a contiguous tensor of any device, or an entry
  * of an open file. */
@@ -49,13 +53,11 @@ typedef struct mci_source {
     int64_t entry;
     int64_t first, bytes; /* the stretch of the source, in bytes */
     const char *digest;   /* that the stretch must have (32 digits), or NULL */
+    mci_moment *moment;   /* of a device's tensor: whose bytes are wanted; NULL: those of now */
 } mci_source;
 
 /* Where the source's bytes lie in this process's memory, or NULL. */
 const char *mci_source_host(const mci_source *s);
-/* Bytes [first, first + bytes) of a contiguous tensor of any device, whole elements, to dst. Sets
- * the thread's message. */
-mc_status mci_tensor_read(const mc_tensor *t, int64_t first, int64_t bytes, void *dst);
 
 /* What one dataset's bytes are and where they go. */
 typedef struct mci_write_job {
@@ -99,8 +101,9 @@ extern int mci_io_threads;
  * and compares digests. As mci_write_jobs in its results; pump->done counts. */
 mc_status mci_check_jobs(int fd, const mci_write_job *jobs, int64_t n, mci_pump *pump);
 
-/* Copies all sources that are tensors or host memory into one block, which the jobs' sources then
- * name as host memory, at multiples of 4096 bytes. sources[n_sources] is the array that the jobs
+/* Copies all sources that are tensors or host memory, save for those that were copied on their
+ * device, into one block, which the jobs' sources then name as host memory, at multiples of 4096
+ * bytes. sources[n_sources] is the array that the jobs
  * point into. *block is for mci_snapshot_free. Sets the thread's message. */
 mc_status mci_snapshot(mci_source *sources, int64_t n_sources, void **block, int64_t *size);
 void mci_snapshot_free(void *block, int64_t size);

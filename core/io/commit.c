@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "io/device.h"
 #include "plugin.h"
 #include "status.h"
 #include "writer.h"
@@ -336,18 +337,23 @@ static mc_status write_tensors(mc_h5_writer *w) {
     w->pump.meanwhile = say_digests_meanwhile;
     w->pump.data = w;
     status = mci_write_jobs(w->file.fd, w->file.temp, w->jobs, w->n, &w->pump);
+    mci_moments_free(&w->moments); /* a device's memory is dear, and fsync may take long */
     error = w->journal ? mci_journal_flush(w->journal) : 0;
     if (status != MC_OK) return pump_failure(w, status, &w->pump);
     return error == 0 ? MC_OK : mci_os_failure(w->file.name, "cannot write its journal: ", error);
 }
 
-/* The first call's failure, what is missing, and where bytes come from. */
-static mc_status prepare(mc_h5_writer *w) {
+/* The first call's failure, what is missing, and where bytes come from: with `snapshot`, from
+ * copies of the tensors. */
+static mc_status prepare(mc_h5_writer *w, int snapshot) {
     if (w->failed != MC_OK)
         return mci_fail(w->failed, "%s: not saved, since a call before failed: %s", w->file.name,
                         w->failure ? w->failure : "");
     mc_status status = mci_writer_gather(w);
     if (w->check) w->total *= 2;
+    if (status == MC_OK) status = mci_moments_take(&w->moments, w->sources, w->n_sources, snapshot);
+    if (status == MC_OK && snapshot)
+        status = mci_snapshot(w->sources, w->n_sources, &w->block, &w->block_size);
     return status;
 }
 
@@ -373,7 +379,7 @@ static mc_status save(mc_h5_writer *w) {
 mc_status mc_h5_commit(mc_h5_writer *w) {
     mc_status status = mci_writer_usable(w, "h5_commit");
     if (status != MC_OK) return status;
-    status = prepare(w);
+    status = prepare(w, 0);
     if (status == MC_OK) status = save(w);
     mc_h5_discard(w);
     return status;
@@ -449,9 +455,7 @@ static mc_status start_thread(mc_h5_writer *w) {
 mc_status mc_h5_commit_start(mc_h5_writer *w, int snapshot) {
     mc_status status = mci_writer_usable(w, "h5_commit_start");
     if (status != MC_OK) return status;
-    status = prepare(w);
-    if (status == MC_OK && snapshot)
-        status = mci_snapshot(w->sources, w->n_sources, &w->block, &w->block_size);
+    status = prepare(w, snapshot);
     for (int64_t i = 0; i < w->n && status == MC_OK && snapshot; i++) {
         mc_tensor_free(w->items[i].tensor);
         w->items[i].tensor = NULL;

@@ -11,7 +11,7 @@
  * copy and leaves little to fsync; small jobs, the last part of a page and file systems without
  * O_DIRECT go through the cache. No page is ever written in both ways, for the extents do not
  * overlap. The threads are made per call and are not OpenMP's: they wait for a disk, maybe while
- * the training uses that pool. Devices are read by the calling thread alone, on request.
+ * the training uses that pool.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
+#include "device.h"
 #include "status.h"
 
 enum {
@@ -57,17 +58,6 @@ typedef struct piece {
     int64_t at, n, source, within;
 } piece;
 
-/* A read that only the calling thread may do. */
-typedef struct request {
-    struct request *next;
-    int64_t job;
-    const mc_tensor *tensor;
-    int64_t first, bytes;
-    void *dst;
-    int done;
-    mc_status status;
-} request;
-
 typedef struct run {
     int fd, direct_fd; /* direct_fd: opened for O_DIRECT, or -1 */
     int refused;       /* atomic: O_DIRECT was refused after all */
@@ -76,15 +66,14 @@ typedef struct run {
     int64_t n;
     mci_pump *pump;
     pthread_mutex_t lock; /* of all below */
-    pthread_cond_t moved; /* a digest went on, a request was answered, or stop */
-    pthread_cond_t asked; /* for the calling thread: a request, a finished job, or a thread's end */
+    pthread_cond_t moved; /* a digest went on, or stop */
+    pthread_cond_t asked; /* for the calling thread: a finished job, or a thread's end */
     int64_t *finished;    /* jobs for pump->meanwhile, in a room for all; or NULL */
     int64_t n_finished, n_told;
     int64_t next_job;
     piece next;       /* of next_job; next.job is NULL before its first piece */
     active *jobs_out; /* all that are not finished */
-    request *requests;
-    int threads; /* that have not ended; 0: the calling thread works itself */
+    int threads;      /* that have not ended; 0: the calling thread works itself */
     int stop;
     mc_status status;
     pthread_mutex_t telling; /* held while on_job runs */
@@ -187,32 +176,6 @@ static int64_t stretch(const mci_write_job *j, const piece *p, int64_t source, i
 
 /* -- sources ----------------------------------------------------------------------------------- */
 
-/* Answers all requests; with the lock, which it gives up meanwhile. */
-static void answer(run *r) {
-    while (r->requests) {
-        request *q = r->requests;
-        r->requests = q->next;
-        pthread_mutex_unlock(&r->lock);
-        q->status = mci_tensor_read(q->tensor, q->first, q->bytes, q->dst);
-        /* here is the thread that has the message */
-        if (q->status != MC_OK) fail(r, q->job, q->status, 0, "%s", mc_last_error());
-        pthread_mutex_lock(&r->lock);
-        q->done = 1;
-        pthread_cond_broadcast(&r->moved);
-    }
-}
-
-static int from_device(run *r, request *q) {
-    pthread_mutex_lock(&r->lock);
-    q->next = r->requests;
-    r->requests = q;
-    if (r->threads == 0) answer(r);
-    pthread_cond_signal(&r->asked);
-    while (!q->done) pthread_cond_wait(&r->moved, &r->lock);
-    pthread_mutex_unlock(&r->lock);
-    return q->status == MC_OK ? 0 : -1;
-}
-
 /* Bytes [within, within + n) of a source to dst; 0, or -1 after fail. */
 static int collect(run *r, int64_t job, const mci_source *s, int64_t within, int64_t n, char *dst) {
     const char *host = mci_source_host(s);
@@ -220,12 +183,8 @@ static int collect(run *r, int64_t job, const mci_source *s, int64_t within, int
         memcpy(dst, host + within, (size_t)n);
         return 0;
     }
-    if (s->tensor) {
-        request q = {
-            .job = job, .tensor = s->tensor, .first = s->first + within, .bytes = n, .dst = dst};
-        return from_device(r, &q);
-    }
-    mc_status status = mci_h5_fetch(s->file, s->entry, s->first + within, n, dst);
+    mc_status status = s->tensor ? mci_source_read(s, within, n, dst)
+                                 : mci_h5_fetch(s->file, s->entry, s->first + within, n, dst);
     return status == MC_OK ? 0 : fail(r, job, status, 0, "%s", mc_last_error());
 }
 
@@ -490,9 +449,7 @@ static void run_all(run *r, int64_t total) {
         r->finished = malloc((size_t)(r->n + 1) * sizeof *r->finished); /* NULL: then not */
     int more = r->pump->at_first && !r->check;
     while (r->threads > 0) {
-        if (r->requests) {
-            answer(r);
-        } else if (more || r->n_told < r->n_finished) {
+        if (more || r->n_told < r->n_finished) {
             int64_t job = more ? -1 : r->finished[r->n_told++];
             pthread_mutex_unlock(&r->lock);
             if (more)

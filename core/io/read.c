@@ -1,8 +1,9 @@
 /* read.c: the bytes of the datasets of an open HDF5 file.
  *
  * Plain datasets come by pread from where the listing says they lie, many at a time, straight into
- * the tensors. What must be decoded comes from the helper, in a time bounded by what is asked for:
- * a file that has taken the helper over must not hold up its reader. A dataset that failed to
+ * the tensors of the host; for a device's, into one of its page-locked buffers while the copies out
+ * of the others run. What must be decoded comes from the helper, in a time bounded by what is asked
+ * for: a file that has taken the helper over must not hold up its reader. A dataset that failed to
  * decode is not tried again, as each try may take that time.
  */
 #include <errno.h>
@@ -10,12 +11,15 @@
 #include <string.h>
 
 #include "file.h"
+#include "graph.h"
 #include "io/bytes.h"
+#include "io/device.h"
 #include "scan.h"
 #include "status.h"
 
 enum {
-    STAGE = 1 << 26,        /* bytes for another device, and for digests of decoded datasets */
+    STAGE = 1 << 26,        /* bytes for digests of decoded datasets */
+    ALIGN = 64,             /* of a dataset's beginning in a device's buffer */
     START_SECONDS = 120,    /* of processor time for a helper that was started again */
     DECODE_RATE = 1000000,  /* bytes/s: a tenth of what the slowest filter gives on an old core */
     RECEIVE_PIECE = 1 << 20 /* bytes between two looks at the clock */
@@ -214,86 +218,205 @@ static mc_status check_stretch(const mc_h5_file *f, const mc_h5_stretch *s) {
                         "from %lld (0-based)",
                         f->path, e->path, (long long)room, (long long)s->count,
                         (long long)s->target_first);
-    return MC_OK;
+    return mci_graph_forbids(mc_tensor_device(t), "h5_read");
 }
 
-/* 1 when a stretch is read beside others: bytes of the file into memory of the host. */
+/* 1 when a stretch fills memory of the device. */
+static int is_for(const mc_h5_stretch *s, int device) {
+    return s->count > 0 && mc_tensor_device(s->target) == device;
+}
+
+/* 1 when it is read beside others: plain bytes of the file. */
 static int is_plain(const mc_h5_file *f, const mc_h5_stretch *s) {
-    return s->count > 0 && !mc_h5_get(f, s->entry)->decode && mc_tensor_device(s->target) == 0;
+    return !mc_h5_get(f, s->entry)->decode;
 }
 
-static char *host_target(const mc_h5_stretch *s) {
+/* Its address in its device's memory. */
+static char *target_of(const mc_h5_stretch *s) {
     int64_t size = mc_dtype_size(mc_tensor_dtype(s->target));
     return (char *)mc_tensor_data(s->target) + s->target_first * size;
 }
 
-/* A stretch of a tensor of another device, in stages. */
-static mc_status read_device(mc_h5_file *f, const mc_h5_entry *e, const mc_h5_stretch *s) {
-    int64_t n = s->count, size = mc_dtype_size(e->dtype), step = STAGE / size, one = 1;
-    void *stage = malloc((size_t)((n < step ? n : step) * size));
-    mc_tensor *view = mc_tensor_new();
-    mc_status status = MC_OK;
-    if (!stage || !view) status = mci_fail(MC_ENOMEM, "%s: '%s': out of memory", f->path, e->path);
-    for (int64_t at = 0; at < n && status == MC_OK; at += step) {
-        int64_t count = n - at < step ? n - at : step;
-        mc_tensor_release(view);
-        status = mc_as_strided(view, s->target, 1, &count, &one, s->target_first + at);
-        if (status == MC_OK)
-            status = read_host(f, e, s->first + at, count, stage, mci_pread_threads);
-        if (status == MC_OK) status = mc_write(view, stage, count * size);
+/* The plain stretches for a device: *n of them in *out, which is to be freed. */
+static mc_status list_plain(const mc_h5_file *f, const mc_h5_stretch *list, int64_t n, int device,
+                            mci_extent **out, int64_t *plain) {
+    *out = NULL;
+    *plain = 0;
+    for (int64_t i = 0; i < n; i++) *plain += is_for(&list[i], device) && is_plain(f, &list[i]);
+    if (*plain == 0) return MC_OK;
+    mci_extent *to = *out = malloc((size_t)*plain * sizeof **out);
+    if (!to)
+        return mci_fail(MC_ENOMEM, "%s: no memory to list %lld reads", f->path, (long long)*plain);
+    for (int64_t i = 0; i < n; i++) {
+        const mc_h5_stretch *s = &list[i];
+        if (!is_for(s, device) || !is_plain(f, s)) continue;
+        const mc_h5_entry *e = mc_h5_get(f, s->entry);
+        int64_t size = mc_dtype_size(e->dtype);
+        *to++ = (mci_extent){.offset = e->offset + s->first * size,
+                             .bytes = s->count * size,
+                             .dst = target_of(s),
+                             .number = i};
     }
-    mc_tensor_free(view);
-    free(stage);
+    return MC_OK;
+}
+
+static mc_status read_extents(const mc_h5_file *f, const mc_h5_stretch *list, mci_extent *extents,
+                              int64_t n) {
+    int64_t failed = -1;
+    int error = mci_pread_many(f->fd, extents, n, &failed);
+    return error == 0 ? MC_OK : unreadable(f, mc_h5_get(f, list[failed].entry), error);
+}
+
+static mc_status read_to_host(mc_h5_file *f, const mc_h5_stretch *list, int64_t n) {
+    mci_extent *extents = NULL;
+    int64_t plain = 0;
+    mc_status status = list_plain(f, list, n, 0, &extents, &plain);
+    if (status == MC_OK && plain > 0) status = read_extents(f, list, extents, plain);
+    free(extents);
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        const mc_h5_stretch *s = &list[i];
+        if (is_for(s, 0) && is_plain(f, s))
+            status = check_bools(f, mc_h5_get(f, s->entry), s->first, s->count,
+                                 (const unsigned char *)target_of(s));
+    }
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        const mc_h5_stretch *s = &list[i];
+        if (is_for(s, 0) && !is_plain(f, s))
+            status = decode(f, mc_h5_get(f, s->entry), s->first, s->count, target_of(s));
+    }
     return status;
 }
 
-/* All plain ones of the list, `plain` of them. */
-static mc_status read_plain(mc_h5_file *f, const mc_h5_stretch *list, int64_t n, int64_t plain) {
-    mci_extent one, *extents = plain > 1 ? malloc((size_t)plain * sizeof *extents) : &one;
-    if (!extents)
-        return mci_fail(MC_ENOMEM, "%s: no memory to list %lld reads", f->path, (long long)plain);
-    int64_t used = 0, failed = -1;
-    for (int64_t i = 0; i < n; i++) {
-        const mc_h5_stretch *s = &list[i];
-        if (!is_plain(f, s)) continue;
-        const mc_h5_entry *e = mc_h5_get(f, s->entry);
-        int64_t size = mc_dtype_size(e->dtype);
-        extents[used++] = (mci_extent){.offset = e->offset + s->first * size,
-                                       .bytes = s->count * size,
-                                       .dst = host_target(s),
-                                       .number = i};
+/* -- to a device ------------------------------------------------------------------------------- */
+
+/* How far a list of extents for a device has come: byte `within` of extent `at`. */
+typedef struct progress {
+    int64_t at, within;
+} progress;
+
+/* Parts for one buffer, as many as it takes, each of another extent. Returns how many. */
+static int64_t cut_parts(const mci_extent *extents, int64_t n, progress *p, char *buffer,
+                         mci_extent *parts) {
+    int64_t count = 0, used = 0;
+    while (p->at < n && used < MCI_STAGE_BYTES) {
+        const mci_extent *e = &extents[p->at];
+        int64_t left = e->bytes - p->within, room = MCI_STAGE_BYTES - used;
+        int64_t bytes = left < room ? left : room; /* ALIGN is a multiple of any element's size */
+        parts[count++] = (mci_extent){.offset = e->offset + p->within,
+                                      .bytes = bytes,
+                                      .dst = buffer + used,
+                                      .number = e->number};
+        used += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+        p->within += bytes;
+        if (bytes < left) break;
+        p->at++;
+        p->within = 0;
     }
-    int error = mci_pread_many(f->fd, extents, used, &failed);
-    if (extents != &one) free(extents);
-    mc_status status = error == 0 ? MC_OK : unreadable(f, mc_h5_get(f, list[failed].entry), error);
-    for (int64_t i = 0; i < n && status == MC_OK; i++) {
-        const mc_h5_stretch *s = &list[i];
-        if (is_plain(f, s))
-            status = check_bools(f, mc_h5_get(f, s->entry), s->first, s->count,
-                                 (const unsigned char *)host_target(s));
+    return count;
+}
+
+/* Begins the copies of parts that have been read. to: the extent of the first, of which the part
+ * begins at byte `within`. What is side by side in the buffer and on the device is one copy. */
+static mc_status send_parts(mci_stage *stage, const mci_extent *parts, int64_t n,
+                            const mci_extent *to, int64_t within) {
+    mc_status status = MC_OK;
+    for (int64_t i = 0, next = 0; i < n && status == MC_OK; i = next) {
+        char *dst = to[i].dst + (i == 0 ? within : 0);
+        int64_t bytes = parts[i].bytes;
+        for (next = i + 1;
+             next < n && to[next].dst == dst + bytes && parts[next].dst == parts[i].dst + bytes;)
+            bytes += parts[next++].bytes;
+        status = mci_stage_send(stage, dst, parts[i].dst, bytes);
     }
     return status;
+}
+
+static mc_status check_parts(const mc_h5_file *f, const mc_h5_stretch *list,
+                             const mci_extent *parts, int64_t n) {
+    mc_status status = MC_OK;
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        const mc_h5_entry *e = mc_h5_get(f, list[parts[i].number].entry);
+        status = check_bools(f, e, parts[i].offset - e->offset, parts[i].bytes,
+                             (const unsigned char *)parts[i].dst);
+    }
+    return status;
+}
+
+static mc_status send_plain(const mc_h5_file *f, const mc_h5_stretch *list, mci_extent *extents,
+                            int64_t n, mci_stage *stage) {
+    mc_status status = MC_OK;
+    mci_extent *parts = malloc((size_t)n * sizeof *parts);
+    if (!parts)
+        return mci_fail(MC_ENOMEM, "%s: no memory to list %lld reads", f->path, (long long)n);
+    mci_extents_sort(extents, n);
+    for (progress p = {0, 0}; p.at < n && status == MC_OK;) {
+        progress from = p;
+        char *buffer = NULL;
+        status = mci_stage_next(stage, &buffer);
+        if (status != MC_OK) break;
+        int64_t count = cut_parts(extents, n, &p, buffer, parts);
+        status = read_extents(f, list, parts, count);
+        if (status == MC_OK) status = check_parts(f, list, parts, count);
+        if (status == MC_OK)
+            status = send_parts(stage, parts, count, &extents[from.at], from.within);
+    }
+    free(parts);
+    return status;
+}
+
+/* A dataset that must be decoded. */
+static mc_status send_decoded(mc_h5_file *f, const mc_h5_stretch *s, mci_stage *stage) {
+    const mc_h5_entry *e = mc_h5_get(f, s->entry);
+    int64_t size = mc_dtype_size(e->dtype), step = MCI_STAGE_BYTES / size;
+    mc_status status = MC_OK;
+    for (int64_t at = 0; at < s->count && status == MC_OK; at += step) {
+        int64_t n = s->count - at < step ? s->count - at : step;
+        char *buffer = NULL;
+        status = mci_stage_next(stage, &buffer);
+        if (status == MC_OK) status = decode(f, e, s->first + at, n, buffer);
+        if (status == MC_OK)
+            status = mci_stage_send(stage, target_of(s) + at * size, buffer, n * size);
+    }
+    return status;
+}
+
+static mc_status read_to_device(mc_h5_file *f, const mc_h5_stretch *list, int64_t n, int device) {
+    mci_extent *extents = NULL;
+    int64_t plain = 0;
+    mci_stage stage;
+    mci_stage_begin(&stage, device, NULL);
+    mc_status status = list_plain(f, list, n, device, &extents, &plain);
+    if (status == MC_OK && plain > 0) status = send_plain(f, list, extents, plain, &stage);
+    for (int64_t i = 0; i < n && status == MC_OK; i++) {
+        if (is_for(&list[i], device) && !is_plain(f, &list[i]))
+            status = send_decoded(f, &list[i], &stage);
+    }
+    free(extents);
+    return mci_stage_end(&stage, status);
+}
+
+/* The first device after `device` that something is read to; -1: none. */
+static int next_device(const mc_h5_stretch *list, int64_t n, int device) {
+    int next = -1;
+    for (int64_t i = 0; i < n; i++) {
+        int one = mc_tensor_device(list[i].target);
+        if (list[i].count > 0 && one > device && (next < 0 || one < next)) next = one;
+    }
+    return next;
 }
 
 mc_status mc_h5_read_many(mc_h5_file *f, const mc_h5_stretch *list, int64_t n) {
     mc_status status = MC_OK;
-    int64_t plain = 0;
     if (!f) return mci_fail(MC_EINVAL, "h5_read: no file");
     if (n < 0 || (n > 0 && !list)) return mci_fail(MC_EINVAL, "h5_read: %s: no list", f->path);
     for (int64_t i = 0; i < n; i++) {
         status = check_stretch(f, &list[i]);
         if (status != MC_OK) return status;
-        plain += is_plain(f, &list[i]);
     }
-    if (plain > 0) status = read_plain(f, list, n, plain);
-    for (int64_t i = 0; i < n && status == MC_OK; i++) {
-        const mc_h5_stretch *s = &list[i];
-        const mc_h5_entry *e = mc_h5_get(f, s->entry);
-        if (s->count == 0 || is_plain(f, s)) continue;
-        status = mc_tensor_device(s->target) != 0
-                     ? read_device(f, e, s)
-                     : decode(f, e, s->first, s->count, host_target(s));
-    }
+    status = read_to_host(f, list, n);
+    for (int device = next_device(list, n, 0); device > 0 && status == MC_OK;
+         device = next_device(list, n, device))
+        status = read_to_device(f, list, n, device);
     for (int64_t i = 0; i < n; i++) { /* those of a failure too: some bytes may be there */
         if (list[i].count > 0) mc_tensor_bump_version(list[i].target);
     }

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "io/device.h"
 #include "status.h"
 
 /* Parts are moved in pieces: from files and other devices through memory of this size. Up to
@@ -52,6 +53,7 @@ void mci_writer_free(mc_h5_writer *w) {
     free(w->jobs);
     mci_views_free(&w->views);
     free(w->sources);
+    mci_moments_free(&w->moments);
     mci_snapshot_free(w->block, w->block_size);
     free_thens(w->points);
     free_thens(w->removals);

@@ -72,7 +72,8 @@ struct mc_h5_writer {
     /* the commit */
     mci_source *sources; /* of all jobs */
     int64_t n_sources;
-    void *block; /* the snapshot that they lie in, or NULL */
+    mci_moment *moments; /* of the devices they lie on */
+    void *block;         /* the snapshot that they lie in, or NULL */
     int64_t block_size;
     mci_pump pump, check_pump;
     int64_t total;  /* bytes to do */

@@ -1,7 +1,18 @@
-/* matmul.c: argument checks of mc_matmul. Kernels get operands of one rank of at least 2, a 1-D
- * operand with an axis of size 1 beside it and batch axes broadcast with stride 0.
+/* matmul.c: argument checks of mc_matmul and mc_linear. The product's kernels get operands of one
+ * rank of at least 2, a 1-D operand with an axis of size 1 beside it and batch axes broadcast with
+ * stride 0.
  */
 #include "call.h"
+
+static int tf32_allowed; /* of the process; products read it when they are called */
+
+void mc_set_allow_tf32(int allow) {
+    tf32_allowed = allow != 0;
+}
+
+int mc_get_allow_tf32(void) {
+    return tf32_allowed;
+}
 
 /* v with `ndim` axes: the last two are its own, the batch axes before them are those of `batch`. */
 static mci_view expanded(const mci_view *v, int ndim, const int64_t *batch) {
@@ -73,5 +84,32 @@ mc_status mc_matmul(mc_tensor *out, const mc_tensor *a, const mc_tensor *b) {
     c.t[0] = &vc;
     c.t[1] = &va;
     c.t[2] = &vb;
-    return mci_end(&c, NULL);
+    mci_matmul_params p = {.tf32 = tf32_allowed};
+    return mci_end(&c, &p);
+}
+
+mc_status mc_linear(mc_tensor *y, const mc_tensor *x, const mc_tensor *weight,
+                    const mc_tensor *bias, int gelu) {
+    mci_call c = mci_begin("linear", MCI_OP_linear, 1);
+    c.apart = 1;
+    mci_in(&c, 0, x);
+    mci_in(&c, 1, weight);
+    mci_in_optional(&c, 2, bias);
+    if (mci_ok(&c)) {
+        mci_want_float(&c, "x", x);
+        mci_want_float(&c, "weight", weight);
+        mci_want_same_dtype(&c, "x", x, "weight", weight);
+    }
+    if (mci_ok(&c) &&
+        (x->v.ndim != 2 || weight->v.ndim != 2 || x->v.shape[1] != weight->v.shape[1]))
+        mci_bad(&c, "x is %s and weight is %s, wanted [R, K] and [N, K]", mci_shape_of(x),
+                mci_shape_of(weight));
+    if (mci_ok(&c) && bias) {
+        mci_want_same_dtype(&c, "x", x, "bias", bias);
+        mci_want_shape(&c, "bias", bias, 1, weight->v.shape);
+    }
+    if (!mci_ok(&c)) return mci_end(&c, NULL);
+    mci_out(&c, 0, y, x->v.dtype, 2, (int64_t[]){x->v.shape[0], weight->v.shape[0]});
+    mci_matmul_params p = {.tf32 = tf32_allowed, .gelu = gelu != 0};
+    return mci_end(&c, &p);
 }

@@ -196,8 +196,84 @@ local function arrive(leaf, g, into, fresh, held)
   held[leaf] = had and had + g or g
 end
 
+-- A gradient that an op of the library has made is the tape's alone until a leaf, a hook or a function of the user's
+-- gets it; its bytes go back when the last node that it reached has run. Waiting for the collector instead would hold
+-- a gradient for every result of the forward pass. `reached` counts the nodes that a tensor waits at, `shared` holds
+-- those that others may have seen.
+local function hold(pass, g)
+  pass.reached[g] = (pass.reached[g] or 0) + 1
+end
+
+local function drop(pass, g)
+  local n = pass.reached[g]
+  if n == nil or n > 1 then
+    if n then pass.reached[g] = n - 1 end
+    return
+  end
+  pass.reached[g] = nil
+  if not pass.shared[g] and not g.kept then free(g, "backward") end
+end
+
+local function share(pass, g)
+  pass.shared[g] = true
+end
+
+-- Hands one result of a node's backward to the edge `e`.
+local function pass_on(pass, e, r, fresh)
+  if is_node(e) then
+    local had = e.g
+    accumulate(e, "g", "g_owned", r)
+    if e.g ~= had then
+      hold(pass, e.g)
+      if had then drop(pass, had) end
+    end
+    return
+  end
+  if pass.into or rawget(e, "hooks") then share(pass, r) end
+  arrive(e, r, pass.into, fresh, pass.held)
+  if rawget(e, "_grad") == r then share(pass, r) end
+end
+
+local function run_node(pass, node, g)
+  local op = node.op
+  local rewritten = op.view and node[1] and node[1].rewritten
+  if rewritten then
+    raise(("backward: %s: %s wrote to the tensor that it is a view of, and the view does not know; take the view "
+      .. "after the write, or use the out-of-place form"):format(op.name, rewritten))
+  end
+  if op == PORT then
+    local grads, had = node[1].grads, node[1].grads[node.index]
+    accumulate(grads, node.index, -node.index, g)
+    if grads[node.index] ~= had then
+      hold(pass, grads[node.index])
+      if had then drop(pass, had) end
+    end
+    return
+  end
+  if node.fn then -- a user's function may keep what it sees
+    for i = 1, node.n_out do
+      if g[i] then share(pass, g[i]) end
+    end
+  end
+  local results = { op.backward(node, g) }
+  local count = node.n or 3
+  for k = 1, count do
+    local e, r = node[k], results[k]
+    if r and node.fn then share(pass, r) end
+    if e and r then
+      -- fresh: this call made it, and no one else holds it (nodes of many inputs, often users', may share)
+      pass_on(pass, e, r, not node.n and r ~= g and r ~= results[k - 1] and r ~= results[k - 2])
+    end
+  end
+  for k = 1, count do -- what no node waits with and no leaf has taken
+    local r = results[k]
+    if r and r ~= g and not pass.reached[r] and not pass.shared[r] and not r.kept then free(r, "backward") end
+  end
+end
+
 local function run(list, n, retain, into)
-  local held = {}
+  local pass = { into = into, held = {}, reached = {}, shared = {} }
+  share(pass, list[1].g or list[1].grads) -- the caller's
   for i = 1, n do
     local node = list[i]
     local g = node.g
@@ -206,27 +282,17 @@ local function run(list, n, retain, into)
     end
     if g then
       check_saved(node)
-      g = hooked(node.hooks, g)
-      local op = node.op
-      local rewritten = op.view and node[1] and node[1].rewritten
-      if rewritten then
-        raise(("backward: %s: %s wrote to the tensor that it is a view of, and the view does not know; take the view "
-          .. "after the write, or use the out-of-place form"):format(op.name, rewritten))
+      if node.hooks then
+        share(pass, g)
+        g = hooked(node.hooks, g)
+        share(pass, g)
       end
-      if op == PORT then
-        accumulate(node[1].grads, node.index, -node.index, g)
+      run_node(pass, node, g)
+      if not node.many then
+        drop(pass, g)
       else
-        local results = { op.backward(node, g) }
-        for k = 1, node.n or 3 do
-          local e, r = node[k], results[k]
-          if e and r then
-            if is_node(e) then
-              accumulate(e, "g", "g_owned", r)
-            else
-              -- fresh: this call made it, and no one else holds it (nodes of many inputs, often users', may share)
-              arrive(e, r, into, not node.n and r ~= g and r ~= results[k - 1] and r ~= results[k - 2], held)
-            end
-          end
+        for key, each in pairs(g) do
+          if is_tensor(each) and key == math.abs(key) then drop(pass, each) end
         end
       end
     end
@@ -237,6 +303,7 @@ local function run(list, n, retain, into)
     end
     list[i] = false
   end
+  local held = pass.held
   for i = 1, #held do deliver(held[i], held[held[i]], into) end
 end
 

@@ -8,7 +8,8 @@ local tensor = require "mascon.tensor"
 local C, check = lib.C, lib.check
 local raise, show = args.raise, args.show
 local is_tensor, want_tensor = tensor.is_tensor, tensor.want_tensor
-local parse_dtype, parse_device, parse_shape = tensor.parse_dtype, tensor.parse_device, tensor.parse_shape
+local parse_dtype, parse_shape = tensor.parse_dtype, tensor.parse_shape
+local parse_device = tensor.parse_device_or_default
 local dtype_name, dtype_code, dims = tensor.dtype_name, tensor.dtype_code, tensor.dims
 local empty = tensor.empty_dims
 
@@ -18,11 +19,11 @@ local T = tensor.methods
 -- -- creation ------------------------------------------------------------------------------------
 
 local creation_spec = {
-  dtype = { "string" }, device = { "string", "cpu" }, requires_grad = { "boolean", false },
+  dtype = { "string" }, device = { "string" }, requires_grad = { "boolean", false },
 }
 local function creation(what, opts, default_dtype)
   if opts == nil then
-    return dtype_code[default_dtype or "float32"], 0, false
+    return dtype_code[default_dtype or "float32"], parse_device(what, nil), false
   end
   local o = args.options(what, opts, creation_spec)
   return parse_dtype(what, o.dtype or default_dtype or "float32"), parse_device(what, o.device), o.requires_grad
@@ -44,7 +45,8 @@ local function filled(what, value, ...)
   return ready(t, rg)
 end
 
---- mc.empty|zeros|ones(n1, n2, ..., opts) or ({n1, ...}, opts). opts: dtype = "float32", device = "cpu", requires_grad.
+--- mc.empty|zeros|ones(n1, n2, ..., opts) or ({n1, ...}, opts). opts: dtype = "float32", device (default:
+-- mc.get_default_device()), requires_grad.
 function M.empty(...) return filled("empty", nil, ...) end
 function M.zeros(...) return filled("zeros", 0, ...) end
 function M.ones(...) return filled("ones", 1, ...) end

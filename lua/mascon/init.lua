@@ -9,7 +9,6 @@ local args = require "mascon.args"
 local memory = require "mascon.memory"
 local autograd = require "mascon.autograd"
 local tensor = require "mascon.tensor"
-local ffi = require "ffi"
 require "mascon.ending"
 
 local C = lib.C
@@ -47,23 +46,20 @@ function mc.set_num_threads(n)
   lib.check(C.mc_set_num_threads(n))
 end
 
-mc.cuda = {}
-local count = ffi.new "int[1]"
---- Number of CUDA devices; 0 where the plugin or a driver is missing.
-function mc.cuda.device_count()
-  lib.check(C.mc_device_count("cuda", count))
-  return count[0]
-end
-function mc.cuda.is_available() return mc.cuda.device_count() > 0 end
---- Waits for all work of a device (default "cuda").
-function mc.cuda.synchronize(device)
-  lib.check(C.mc_device_synchronize(tensor.parse_device("synchronize", device or "cuda")))
+mc.set_default_device, mc.get_default_device = tensor.set_default_device, tensor.get_default_device
+--- mc.allow_tf32(true): GPUs may round float32 operands of matrix products to tf32, which is faster; false is the
+-- default. Returns what was set before.
+function mc.allow_tf32(allow)
+  local before = C.mc_get_allow_tf32() ~= 0
+  if type(allow) ~= "boolean" then args.raise("allow_tf32: wanted true or false, got " .. args.show(allow)) end
+  C.mc_set_allow_tf32(allow and 1 or 0)
+  return before
 end
 
 -- Rooms that most scripts do not need at once are opened at first use.
 local rooms = {
   GroupedTensor = "grouped_tensor", nn = "nn", optim = "optim", data = "data", train = "train",
-  checkpoint = "checkpoint",
+  checkpoint = "checkpoint", cuda = "cuda",
 }
 local functions = { save = "checkpoint", load = "checkpoint" }
 setmetatable(mc, {

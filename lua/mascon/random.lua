@@ -58,7 +58,7 @@ function M.get_rng_state()
     check(C.mc_read(generators[device].h, pair, 16))
     words[3 * i - 2], words[3 * i - 1], words[3 * i] = device, pair[0], pair[1]
   end
-  local out = create.empty(8 * (1 + 3 * n), { dtype = "uint8" })
+  local out = create.empty(8 * (1 + 3 * n), { dtype = "uint8", device = "cpu" })
   check(C.mc_write(out.h, words, 8 * (1 + 3 * n)))
   return out
 end

@@ -108,6 +108,17 @@ local function parse_device(what, name)
 end
 M.parse_device = parse_device
 
+local default_device = "cpu"
+--- The device of tensors and modules that are made, and of tensors that are loaded, without one; nil: "cpu".
+function M.set_default_device(name)
+  default_device = device_name[parse_device("set_default_device", name or "cpu")]
+end
+function M.get_default_device() return default_device end
+--- The code of the device `name`, or of the default one for nil.
+function M.parse_device_or_default(what, name)
+  return parse_device(what, name == nil and default_device or name)
+end
+
 function M.device_name_of(code) return device_name[code] end
 
 function getters.dtype(t)
@@ -469,6 +480,7 @@ function T.to(t, target)
   return out
 end
 function T.cpu(t) return T.to(t, "cpu") end
+function T.cuda(t) return T.to(t, "cuda") end
 
 --- The same memory outside the graph.
 function T.detach(t)

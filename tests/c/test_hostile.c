@@ -431,6 +431,40 @@ static void decoding(void) {
     free(values);
 }
 
+static void decoding_for_a_device(void) {
+    TITLE("decoded datasets of any size come to a device, beside plain ones");
+    int64_t counts[3] = {5000003, 70, 300}, versions[3] = {0};
+    const char *paths[3] = {"/large", "/plain", "/small"};
+    hf_begin(HF_OLD);
+    hf_set(paths[0], H5T_STD_I32BE, (hsize_t)counts[0], H5P_DEFAULT);
+    hf_set(paths[1], H5T_STD_I32LE, (hsize_t)counts[1], H5P_DEFAULT);
+    hf_set(paths[2], H5T_STD_I32BE, (hsize_t)counts[2], H5P_DEFAULT);
+    hf_end();
+    mc_h5_file *f = opened();
+    mc_h5_stretch list[3];
+    int device = 0;
+    CHECK_OK(mc_device_parse("fake", &device));
+    for (int k = 0; k < 3; k++) {
+        mc_tensor *t = mc_tensor_new();
+        CHECK_OK(mc_empty(t, MC_INT32, device, 1, &counts[k]));
+        list[k] = (mc_h5_stretch){.count = counts[k], .target = t};
+        CHECK(io_find(f, paths[k], &list[k].entry)->decode == (k != 1));
+        versions[k] = mc_tensor_version(t);
+    }
+    CHECK_OK(mc_h5_read_many(f, list, 3));
+    for (int k = 0; k < 3; k++) {
+        mc_tensor *want = mc_tensor_new();
+        int equal = 0;
+        CHECK_OK(mc_empty(want, MC_INT32, device, 1, &counts[k]));
+        CHECK_OK(mc_arange(want, 0, 1));
+        CHECK_OK(mc_equal(want, list[k].target, &equal));
+        CHECK(equal && mc_tensor_version(list[k].target) == versions[k] + 1);
+        mc_tensor_free(want);
+        mc_tensor_free(list[k].target);
+    }
+    mc_h5_close(f);
+}
+
 /* Any bytes may be wrong where no checksum tells: then it opens, or is refused in words. */
 static void damage(void) {
     TITLE("damaged structure gives errors and no crash");
@@ -482,6 +516,7 @@ int main(void) {
     views();
     profiles();
     decoding();
+    decoding_for_a_device();
     damage();
     unlink(in_folder("hostile.h5"));
     remove_folder();

@@ -1,4 +1,5 @@
-/* test_matmul.c: mc_matmul against its definition in float64, and the products below it. */
+/* test_matmul.c: mc_matmul and mc_linear against their definitions in float64, and the products
+ * below them. */
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -268,6 +269,116 @@ static void errors(void) {
     drop_all();
 }
 
+/* -- linear ------------------------------------------------------------------------------------ */
+
+/* y = x weight^T (+ bias) (gelu of it) from other ops in float64 */
+static mc_tensor *exact_linear(const mc_tensor *x, const mc_tensor *weight, const mc_tensor *bias,
+                               int gelu) {
+    static const int64_t swap[2] = {1, 0};
+    mc_tensor *w = empty(), *y, *sum = empty(), *out = empty();
+    CHECK_OK(mc_permute(w, weight, 2, swap));
+    y = exact(x, w);
+    if (bias) CHECK_OK(mc_add(sum, y, cast(bias, MC_FLOAT64)));
+    if (bias) y = sum;
+    if (!gelu) return y;
+    CHECK_OK(mc_gelu(out, y));
+    return out;
+}
+
+static void linear_sizes(void) {
+    TITLE("linear agrees with a product, a sum and gelu in float64, at any size, plain and fast");
+    static const int64_t size[][3] = {{1, 1, 1},    {2, 3, 0},    {70, 80, 0},  {3, 65, 4},
+                                      {17, 65, 31}, {129, 20, 7}, {40, 260, 9}, {530, 70, 33}};
+    for (int f = 0; f < FLOATS; f++)
+        for (size_t s = 0; s < sizeof size / sizeof size[0]; s++)
+            for (int way = 0; way < 8; way++) {
+                int64_t r = size[s][0], n = size[s][1], k = size[s][2];
+                mc_tensor *x = make(floats[f], SHAPE(r, k)), *w = make(floats[f], SHAPE(n, k));
+                mc_tensor *bias = way & 1 ? make(floats[f], SHAPE(n)) : NULL, *y = empty();
+                mc_cpu_set_plain(way >> 2);
+                CHECK_OK(mc_linear(y, x, w, bias, way >> 1 & 1));
+                mc_cpu_set_plain(0);
+                CHECK_PRODUCT(y, exact_linear(x, w, bias, way >> 1 & 1), k + 2);
+                drop_all();
+            }
+}
+
+static void linear_layouts(void) {
+    TITLE("linear's operands and output may lie in memory in any way");
+    for (int f = 0; f < FLOATS; f++)
+        for (int i = 0; i < LAYOUTS * LAYOUTS * LAYOUTS; i++)
+            for (int gelu = 0; gelu < 2; gelu++) {
+                int lx = i % LAYOUTS, lw = i / LAYOUTS % LAYOUTS, ly = i / LAYOUTS / LAYOUTS;
+                mc_tensor *x = make_in(floats[f], lx, SHAPE(19, 21));
+                mc_tensor *w = make_in(floats[f], lw, SHAPE(18, 21));
+                mc_tensor *y = make_in(floats[f], ly, SHAPE(19, 18));
+                mc_tensor *bias = make_in(floats[f], lx == SPREAD ? SPREAD : lw, SHAPE(18));
+                CHECK_OK(mc_linear(y, x, w, bias, gelu));
+                CHECK_PRODUCT(y, exact_linear(x, w, bias, gelu), 23);
+                drop_all();
+            }
+}
+
+static void linear_one_rounding(void) {
+    TITLE("linear adds the bias before its one rounding, and takes gelu before it too");
+    for (int plain = 0; plain < 2; plain++)
+        for (int f = 2; f < FLOATS; f++)
+            for (int gelu = 0; gelu < 2; gelu++) {
+                double spacing = 2 * rounding(floats[f]);
+                mc_tensor *x = make(floats[f], SHAPE(20, 3)), *w = make(floats[f], SHAPE(20, 3));
+                mc_tensor *bias = make(floats[f], SHAPE(20)), *y = empty(), *wide = empty();
+                CHECK_OK(mc_fill(x, 1));
+                CHECK_OK(mc_fill(w, 0));
+                CHECK_OK(mc_fill(bias, spacing / 2));
+                for (int i = 0; i < 20; i++) set(w, i * 3, 8 + 8 * spacing * i);
+                for (int i = 0; i < 20; i++) set(w, i * 3 + 1, 4 * spacing);
+                mc_cpu_set_plain(plain);
+                CHECK_OK(mc_linear(y, x, w, bias, gelu));
+                CHECK_OK(mc_linear(wide, cast(x, MC_FLOAT32), cast(w, MC_FLOAT32),
+                                   cast(bias, MC_FLOAT32), gelu));
+                mc_cpu_set_plain(0);
+                CHECK_SAME(y, cast(wide, floats[f]));
+                drop_all();
+            }
+}
+
+static void linear_errors(void) {
+    TITLE("linear names wrong operands with their shapes and dtypes");
+    mc_tensor *y = empty(), *x = make(MC_FLOAT32, SHAPE(2, 3)), *w = make(MC_FLOAT32, SHAPE(5, 3));
+    CHECK_STATUS(mc_linear(y, x, make(MC_FLOAT32, SHAPE(3, 5)), NULL, 0), MC_EINVAL,
+                 "linear: x is [2, 3] and weight is [3, 5], wanted [R, K] and [N, K]");
+    CHECK_STATUS(mc_linear(y, make(MC_FLOAT32, SHAPE(3)), w, NULL, 0), MC_EINVAL,
+                 "linear: x is [3] and weight is [5, 3], wanted [R, K] and [N, K]");
+    CHECK_STATUS(mc_linear(y, x, w, make(MC_FLOAT32, SHAPE(3)), 0), MC_EINVAL,
+                 "linear: bias is [3], wanted [5]");
+    CHECK_STATUS(mc_linear(y, x, make(MC_FLOAT16, SHAPE(5, 3)), NULL, 0), MC_EINVAL,
+                 "linear: x is float32 and weight is float16");
+    CHECK_STATUS(mc_linear(y, x, w, make(MC_FLOAT64, SHAPE(5)), 0), MC_EINVAL,
+                 "linear: x is float32 and bias is float64");
+    CHECK_STATUS(mc_linear(y, NULL, w, NULL, 0), MC_EINVAL, "linear: operand 1 is missing");
+    CHECK_STATUS(mc_linear(make(MC_FLOAT32, SHAPE(2, 2)), x, w, NULL, 0), MC_EINVAL,
+                 "linear: the output given is [2, 2], the result is [2, 5]");
+    CHECK(!mc_tensor_defined(y));
+    CHECK_OK(mc_linear(y, make(MC_FLOAT32, SHAPE(0, 3)), w, NULL, 1));
+    CHECK(mc_tensor_numel(y) == 0 && mc_tensor_shape(y)[1] == 5);
+    drop_all();
+}
+
+static void tf32_is_a_choice(void) {
+    TITLE("tf32 is off until it is allowed, and changes nothing on the CPU");
+    mc_tensor *x = make(MC_FLOAT32, SHAPE(30, 20)), *w = make(MC_FLOAT32, SHAPE(10, 20));
+    mc_tensor *full = empty(), *allowed = empty();
+    CHECK(mc_get_allow_tf32() == 0);
+    CHECK_OK(mc_linear(full, x, w, NULL, 0));
+    mc_set_allow_tf32(7);
+    CHECK(mc_get_allow_tf32() == 1);
+    CHECK_OK(mc_linear(allowed, x, w, NULL, 0));
+    mc_set_allow_tf32(0);
+    CHECK(mc_get_allow_tf32() == 0);
+    CHECK_SAME(full, allowed);
+    drop_all();
+}
+
 static void no_memory(void) {
     TITLE("a product without memory for its result fails whole, and works the next time");
     mc_tensor *a = make(MC_FLOAT32, SHAPE(3, 4)), *b = make(MC_FLOAT32, SHAPE(4, 5));
@@ -377,6 +488,11 @@ int main(void) {
     repeats();
     one_thread_agrees();
     errors();
+    linear_sizes();
+    linear_layouts();
+    linear_one_rounding();
+    linear_errors();
+    tf32_is_a_choice();
     no_memory();
     from_a_parallel_region();
     signals_do_no_harm();

@@ -98,6 +98,7 @@ static const op_case cases[MCI_OP_COUNT] = {
     [MCI_OP_gather] = {"*, x T 37, i37 T 37"},
     [MCI_OP_scatter_add] = {"x T 37, x T 37, l37 T 37"},
     AS(three, matmul, "*, x T 37, x 37 37"),
+    [MCI_OP_linear] = {"*, x T 37, x 19 37, x 19"},
     [MCI_OP_rms_norm] = {"*, *, x T 37, x 37"},
     [MCI_OP_rms_norm_backward] = {"*, *, x T 37, x T 37, x 37, s T"},
     [MCI_OP_layer_norm] = {"*, *, *, x T 37, x 37, x 37"},
@@ -120,6 +121,7 @@ static const op_case cases[MCI_OP_COUNT] = {
     [MCI_OP_moe_z_loss_backward] = {"*, s, x T 4, s T"},
     [MCI_OP_adam_step] = {"x T 37, s T 37, q T 37, -, x T 37, f 1, f 1, f 1"},
     [MCI_OP_sgd_step] = {"x T 37, s T 37, s T 37, x T 37, f 1, f 1, f 1"},
+    [MCI_OP_scale] = {"x T 37, f 1"},
     [MCI_OP_grouped_linear] = {"*, x T*2 19, x 3 37 19, x 3 37, i3 3"},
     [MCI_OP_grouped_linear_dgrad] = {"*, x T*2 37, x 3 37 19, l3 3"},
     [MCI_OP_grouped_linear_wgrad] = {"*, x T*2 37, x T*2 19, i3 3"},
@@ -222,6 +224,10 @@ static mc_status call(int op, mc_tensor *const *t) {
                                 0.1, 1);
         case MCI_OP_sgd_step:
             return mc_sgd_step(t[0], t[1], t[2], t[3], t[4], t[5], t[6], 0.9, 0, 0.1, 1);
+        case MCI_OP_scale:
+            return mc_scale_many(1, &t[0], t[1]);
+        case MCI_OP_linear:
+            return mc_linear(t[0], t[1], t[2], t[3], 0);
         case MCI_OP_grouped_linear:
             return mc_grouped_linear(t[0], t[1], t[2], t[3], t[4]);
         case MCI_OP_grouped_linear_dgrad:

@@ -1,4 +1,4 @@
-/* test_optim.c: adam_step and sgd_step. */
+/* test_optim.c: adam_step and sgd_step, and lists of tensors in one call. */
 #include "gradcheck.h"
 
 typedef struct optim {
@@ -231,9 +231,13 @@ static void errors(void) {
     w = o, w.grad = make(MC_FLOAT16, SHAPE(4));
     CHECK_STATUS(adam(&w), MC_EINVAL,
                  "adam_step: grad is float16, wanted the bfloat16 parameter's dtype or float32");
-    w = o, w.m = make(MC_BFLOAT16, SHAPE(4));
+    w = o, w.m = make(MC_FLOAT16, SHAPE(4));
     CHECK_STATUS(adam(&w), MC_EINVAL,
-                 "adam_step: exp_avg is bfloat16, float32 is wanted for a bfloat16 parameter");
+                 "adam_step: exp_avg is float16, float32 is wanted for a bfloat16 parameter");
+    w = o, w.m = make(MC_BFLOAT16, SHAPE(4));
+    CHECK_STATUS(
+        adam(&w), MC_EINVAL,
+        "adam_step: exp_avg is bfloat16 and exp_avg_sq is float32; tensors are not promoted");
     w = o, w.master = make(MC_FLOAT64, SHAPE(4));
     CHECK_STATUS(adam(&w), MC_EINVAL, "adam_step: master is float64");
     w = o, w.step = make(MC_FLOAT32, SHAPE(2));
@@ -255,6 +259,141 @@ static void errors(void) {
     drop_all();
 }
 
+/* Adam's moments in the parameter's dtype: as in float32, then rounded once. */
+static void moments_in_bfloat16(void) {
+    TITLE("moments in bfloat16 are computed in float32 and rounded once, with a master or without");
+    for (int kind = 0; kind < 4; kind++) {
+        int grad = kind & 1 ? MC_FLOAT32 : MC_BFLOAT16, layout = kind & 2 ? PADDED : CONTIGUOUS;
+        optim wide = make_optim(MC_BFLOAT16, grad, CONTIGUOUS, kind & 1, SHAPE(3, 700));
+        optim narrow = wide;
+        narrow.param = make_empty(MC_BFLOAT16, layout, SHAPE(3, 700));
+        narrow.m = make_empty(MC_BFLOAT16, layout, SHAPE(3, 700));
+        narrow.v = make_empty(MC_BFLOAT16, layout, SHAPE(3, 700));
+        if (wide.master) narrow.master = cast(wide.master, MC_FLOAT32);
+        CHECK_OK(mc_copy(narrow.param, wide.param));
+        CHECK_OK(mc_fill(narrow.m, 0));
+        CHECK_OK(mc_fill(narrow.v, 0));
+        for (int step = 1; step <= STEPS; step++) {
+            set(wide.step, 0, step);
+            CHECK_OK(adam(&wide));
+            CHECK_OK(adam(&narrow));
+            CHECK_SAME(narrow.param, wide.param);
+            CHECK_SAME(narrow.m, cast(wide.m, MC_BFLOAT16));
+            CHECK_SAME(narrow.v, cast(wide.v, MC_BFLOAT16));
+            CHECK_OK(mc_copy(wide.m, narrow.m)); /* go on from what was rounded */
+            CHECK_OK(mc_copy(wide.v, narrow.v));
+        }
+        drop_all();
+    }
+}
+
+enum { MANY = 5 };
+typedef struct lists {
+    mc_tensor *param[MANY], *m[MANY], *v[MANY], *master[MANY], *grad[MANY];
+} lists;
+
+/* Tensors of different sizes, dtypes and layouts; some have a master. */
+static lists make_lists(optim *one) {
+    static const int64_t sizes[MANY] = {5, 0, 2100, 1, 300};
+    lists l;
+    for (int i = 0; i < MANY; i++) {
+        int dtype = i == 2 ? MC_FLOAT32 : MC_BFLOAT16;
+        optim o = make_optim(dtype, dtype, i == 4 ? SPREAD : CONTIGUOUS, i % 3 == 0, 1, &sizes[i]);
+        l.param[i] = o.param, l.m[i] = o.m, l.v[i] = o.v, l.master[i] = o.master;
+        l.grad[i] = o.grad;
+        if (i == 0) *one = o;
+    }
+    return l;
+}
+static mc_status adam_many(const lists *l, const optim *o) {
+    return mc_adam_step_many(MANY, l->param, l->m, l->v, l->master, l->grad, o->step, o->lr,
+                             o->scale, o->beta1, o->beta2, o->eps, o->decay, o->decoupled);
+}
+
+static void many_steps(void) {
+    TITLE("many steps of Adam in one call are those steps one by one");
+    optim one, other;
+    made_seed = 3;
+    lists a = make_lists(&one);
+    made_seed = 3;
+    lists b = make_lists(&other);
+    int64_t version = mc_tensor_version(a.param[2]);
+    CHECK_OK(adam_many(&a, &one));
+    CHECK(mc_tensor_version(a.param[2]) == version + 1);
+    for (int i = 0; i < MANY; i++) {
+        optim o = one;
+        o.param = b.param[i], o.m = b.m[i], o.v = b.v[i], o.master = b.master[i];
+        o.grad = b.grad[i];
+        CHECK_OK(adam(&o));
+        CHECK_SAME(a.param[i], b.param[i]);
+        CHECK_SAME(a.m[i], b.m[i]);
+        CHECK_SAME(a.v[i], b.v[i]);
+        if (a.master[i]) CHECK_SAME(a.master[i], b.master[i]);
+    }
+    CHECK_OK(mc_adam_step_many(0, NULL, NULL, NULL, NULL, NULL, one.step, one.lr, NULL, 0.9, 0.9, 0,
+                               0, 0));
+    a.grad[2] = a.grad[0];
+    b = a;
+    b.param[3] = make(MC_BFLOAT16, SHAPE(1));
+    mc_tensor *before = cast(a.param[0], MC_BFLOAT16);
+    CHECK_STATUS(adam_many(&a, &one), MC_EINVAL,
+                 "adam_step: parameter 3: grad is [5], wanted [2100]");
+    CHECK_SAME(a.param[0], before);
+    CHECK(mc_tensor_version(a.param[2]) == version + 1);
+    drop_all();
+}
+
+static void the_same_twice(void) {
+    TITLE("a parameter that stands in a list twice takes two steps, in order");
+    optim o = make_optim(MC_FLOAT32, MC_FLOAT32, CONTIGUOUS, 0, SHAPE(9)), p = o;
+    p.param = cast(o.param, MC_FLOAT32), p.m = cast(o.m, MC_FLOAT32), p.v = cast(o.v, MC_FLOAT32);
+    mc_tensor *param[2] = {o.param, o.param}, *m[2] = {o.m, o.m}, *v[2] = {o.v, o.v};
+    mc_tensor *grad[2] = {o.grad, o.grad};
+    CHECK_OK(mc_adam_step_many(2, param, m, v, NULL, grad, o.step, o.lr, o.scale, o.beta1, o.beta2,
+                               o.eps, o.decay, 0));
+    CHECK_OK(adam(&p));
+    CHECK_OK(adam(&p));
+    CHECK_SAME(o.param, p.param);
+    drop_all();
+}
+
+static void norms_and_factors(void) {
+    TITLE("sums of squares and factors over a list are those of its tensors in order");
+    for (int k = 0; k < FLOATS; k++) {
+        mc_tensor *x[3] = {make_in(floats[k], CONTIGUOUS, SHAPE(40, 60)), make(floats[k], SHAPE(0)),
+                           make_in(floats[k], REVERSED, SHAPE(7, 3))};
+        mc_tensor *acc = make_empty(MC_FLOAT64, CONTIGUOUS, SHAPE(1)), *want;
+        CHECK_OK(mc_fill(acc, 0.5));
+        want = cast(acc, MC_FLOAT64);
+        CHECK_OK(mc_sum_squares_many(acc, 3, x));
+        for (int i = 0; i < 3; i++) CHECK_OK(mc_sum_squares(want, x[i]));
+        CHECK_SAME(acc, want);
+        mc_tensor *factor = number(0.3), *y[3];
+        for (int i = 0; i < 3; i++) y[i] = cast(x[i], MC_FLOAT64);
+        CHECK_OK(mc_scale_many(3, x, factor));
+        for (int i = 0; i < 3; i++) {
+            mc_tensor *product = empty();
+            CHECK_OK(mc_mul(product, y[i], cast(factor, MC_FLOAT64)));
+            if (floats[k] == MC_FLOAT32)
+                CHECK_CLOSE(x[i], product, 1); /* in double the product is not rounded twice */
+            else
+                CHECK_SAME(x[i], cast(product, floats[k]));
+        }
+        CHECK_OK(mc_scale_many(3, x, make(floats[k], SHAPE(1))));
+        drop_all();
+    }
+    mc_tensor *x[2] = {make(MC_FLOAT32, SHAPE(3)), make(MC_FLOAT32, SHAPE(4))};
+    CHECK_STATUS(
+        mc_scale_many(2, x, make(MC_FLOAT64, SHAPE(1))), MC_EINVAL,
+        "scale: tensor 1: factor is float64 [1], wanted one element of float32 or x's float32");
+    CHECK_STATUS(mc_scale_many(-1, x, x[0]), MC_EINVAL, "scale: n is -1, wanted 0 or more");
+    x[1] = make_int(MC_INT32, 1, (int64_t[]){3});
+    CHECK_STATUS(mc_sum_squares_many(make(MC_FLOAT64, SHAPE(1)), 2, x), MC_EINVAL,
+                 "sum_squares: tensor 2: x is int32; wanted float64, float32, float16 or bfloat16");
+    CHECK_STATUS(mc_sum_squares_many(x[0], 1, x), MC_EINVAL, "sum_squares: tensor 1: acc is [3]");
+    drop_all();
+}
+
 int main(void) {
     steps_follow_the_formula();
     stale_momentum();
@@ -262,6 +401,10 @@ int main(void) {
     threads_and_views();
     versions();
     scalar_parameter();
+    moments_in_bfloat16();
+    many_steps();
+    the_same_twice();
+    norms_and_factors();
     errors();
     return check_report();
 }

@@ -16,7 +16,9 @@ mapfile -t files < <(find . -path './build*' -prune -o -path ./.git -prune -o -p
 
 for file in "${files[@]}"; do
     lines=$(wc -l <"$file")
-    [ "$lines" -le 600 ] || complain "$file has $lines lines, at most 600 are allowed"
+    most=600
+    [ "$file" != ./core/mascon.h ] || most=700 # the one public header: every function, with its comment
+    [ "$lines" -le $most ] || complain "$file has $lines lines, at most $most are allowed"
 done
 
 for name in *; do

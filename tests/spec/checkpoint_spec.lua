@@ -116,10 +116,10 @@ describe("a checkpoint", function()
   end)
 
   it("keeps NaN payloads, minus zero and integers beyond 2^53", function()
-    local t = mc.zeros(4)
+    local t = mc.zeros(4, { device = "cpu" })
     local words = ffi.cast("uint32_t *", t:data())
     words[0], words[1], words[2], words[3] = 0x7fc12345, 0xffa00001, 0x80000000, 1
-    local big = mc.zeros(1, { dtype = "int64" })
+    local big = mc.zeros(1, { dtype = "int64", device = "cpu" })
     ffi.cast("int64_t *", big:data())[0] = 2LL ^ 53 + 1LL
     round_trip { t = t, big = big }
     local back = round_trip { value = 2LL ^ 53 + 1LL, least = -2LL ^ 62 }

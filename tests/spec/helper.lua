@@ -4,6 +4,9 @@ local mc = require "mascon"
 
 local M = {}
 
+-- Where the specs run: see on_device.lua.
+M.device = mc.get_default_device()
+
 -- Half the distance from 1 to the next number.
 local EPSILON = { float64 = 2 ^ -53, float32 = 2 ^ -24, float16 = 2 ^ -11, bfloat16 = 2 ^ -8 }
 
@@ -31,9 +34,11 @@ function M.same(a, b, what)
     tostring(b:detach())))
 end
 
---- Asserts that fn(...) raises, with `text` in the message (plain, not a pattern).
+--- Asserts that fn(...) raises, with `text` in the message (plain, not a pattern); what kernels of a device find wrong
+-- is raised at the next synchronisation.
 function M.raises(text, fn, ...)
   local ok, err = pcall(fn, ...)
+  if ok and M.device:match "^cuda" then ok, err = pcall(mc.cuda.synchronize, M.device) end
   assert.is_false(ok, "no error was raised, wanted: " .. text)
   assert.is_true(tostring(err):find(text, 1, true) ~= nil,
     ("the error is\n  %s\nwanted\n  %s"):format(tostring(err), text))

@@ -219,11 +219,11 @@ describe("a hostile or damaged file", function()
     local codes = {}
     for i = 0, 65535 do codes[i + 1] = i end
     local all = mc.tensor(codes, { dtype = "int32" })
-    local strange = mc.empty(65536, { dtype = "bfloat16" })
+    local strange = mc.empty(65536, { dtype = "bfloat16", device = "cpu" })
     local ffi = require "ffi"
     local bits = ffi.cast("uint16_t *", strange:data())
     for i = 0, 65535 do bits[i] = i end
-    local narrow = mc.empty(256, { dtype = "float8_e4m3fn" })
+    local narrow = mc.empty(256, { dtype = "float8_e4m3fn", device = "cpu" })
     for i = 0, 255 do ffi.cast("uint8_t *", narrow:data())[i] = i end
     mc.save(hurt, { a = strange, b = narrow, c = all, ["key / with . all \1 of it"] = strange })
     local got = mc.load(hurt)
@@ -242,7 +242,7 @@ describe("a hostile or damaged file", function()
     }
     local function layer(dtype, single)
       return mc.nn.GroupedLinear { num_gemms = 11, in_features = 3, out_features = 2, bias = false,
-        params_dtype = dtype, single_grouped_weight = single }
+        params_dtype = dtype, single_grouped_weight = single, device = "cpu" }
     end
     local function raw(t) return ffi.string(t:data(), t:numel() * t:element_size()) end
     local other = folder .. "/other.h5"

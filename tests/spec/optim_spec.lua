@@ -145,6 +145,73 @@ describe("the steps", function()
   end)
 end)
 
+describe("moments in bfloat16", function()
+  local BF16 = { dtype = "bfloat16" }
+
+  -- One parameter with such state after two steps, and its optimizer.
+  local function trained(options)
+    mc.manual_seed(4)
+    local p = mc.nn.Parameter(mc.randn(50, BF16))
+    options.params, options.lr, options.state_dtype = { p }, 0.1, "bfloat16"
+    local opt = mc.optim.AdamW(options)
+    for _ = 1, 2 do
+      p.grad = mc.randn(50, BF16)
+      opt:step()
+    end
+    return p, opt
+  end
+
+  it("are those of float32, rounded to nearest once a step", function()
+    mc.manual_seed(8)
+    local start, grad = mc.randn(50, BF16), mc.randn(50, BF16)
+    local state = {}
+    for i, dtype in ipairs { "bfloat16", "float32" } do
+      local p = mc.nn.Parameter(start:clone())
+      local opt = mc.optim.Adam { params = { p }, lr = 0.1, betas = { 0.9, 0.95 }, state_dtype = dtype }
+      p.grad = grad
+      opt:step()
+      state[i] = opt:state_dict()
+      state[i].param = p:detach()
+    end
+    for _, name in ipairs { "exp_avg.param0.weight", "exp_avg_sq.param0.weight" } do
+      assert.equal("bfloat16", state[1][name].dtype)
+      assert.equal("float32", state[2][name].dtype)
+      helper.same(state[1][name], state[2][name]:to "bfloat16")
+    end
+    helper.same(state[1].param, state[2].param)
+  end)
+
+  it("are kept so in state dicts, and go on bit for bit from there", function()
+    for _, master in ipairs { false, true } do
+      local p, opt = trained { master_weights = master }
+      local q = mc.nn.Parameter(p:detach():clone())
+      local other = mc.optim.AdamW { params = { q }, state_dtype = "bfloat16", master_weights = master }
+      other:load_state_dict(opt:state_dict())
+      assert.equal("bfloat16", other:state_dict()["exp_avg_sq.param0.weight"].dtype)
+      p.grad = mc.randn(50, BF16)
+      q.grad = p.grad:clone()
+      opt:step()
+      other:step()
+      helper.same(q:detach(), p:detach())
+      helper.same(other:state_dict()["exp_avg.param0.weight"], opt:state_dict()["exp_avg.param0.weight"])
+    end
+  end)
+
+  it("are only for bfloat16 parameters, and follow one that changes its dtype", function()
+    local net = mc.nn.Linear { in_features = 2, out_features = 2 }
+    local opt = mc.optim.AdamW { params = net, state_dtype = "bfloat16" }
+    for _, dtype in ipairs { "float32", "bfloat16", "float16", "float64" } do
+      net:to(dtype)
+      for _, p in ipairs(net:parameters()) do p.grad = mc.ones_like(p) end
+      opt:step()
+      local want = (dtype == "bfloat16" or dtype == "float64") and dtype or "float32"
+      assert.equal(want, opt:state_dict()["exp_avg.weight"].dtype)
+    end
+    helper.raises('AdamW: option state_dtype is "int8", wanted "float32" or "bfloat16"', mc.optim.AdamW,
+      { params = net, state_dtype = "int8" })
+  end)
+end)
+
 describe("groups", function()
   local function two()
     local net = mc.nn.Sequential(mc.nn.LayerNorm { normalized_shape = 2 }, mc.nn.Linear { in_features = 2,
@@ -183,8 +250,8 @@ describe("groups", function()
     local net = two()
     helper.raises("AdamW: group 1 takes no parameter: match = \"router\"", mc.optim.AdamW,
       { params = { { params = net, match = "router" }, { params = net } } })
-    helper.raises("AdamW: unknown option learning_rate; there are: betas, eps, lr, master_weights, params, weight",
-      mc.optim.AdamW, { params = net, learning_rate = 1 })
+    helper.raises("AdamW: unknown option learning_rate; there are: betas, eps, lr, master_weights, params, "
+      .. "state_dtype, weight_decay", mc.optim.AdamW, { params = net, learning_rate = 1 })
     helper.raises("AdamW: group: unknown option decay", mc.optim.AdamW, { params = { { params = net, decay = 1 } } })
     helper.raises("AdamW: option betas is a table, wanted a table of two numbers from 0 to below 1", mc.optim.AdamW,
       { params = net, betas = { 0.9, 1 } })
@@ -326,6 +393,16 @@ describe("clip_grad_norm_", function()
     local gl = mc.nn.GroupedLinear { num_gemms = 3, in_features = 1, out_features = 1, bias = false }
     gl.weight.grad = mc.tensor { { { 3 } }, { { 100 } }, { { 4 } } }
     assert.equal(5, mc.optim.clip_grad_norm_({ gl:expert(0).weight, gl:expert(2).weight }, math.huge):item())
+  end)
+
+  it("multiplies 16-bit gradients by a factor that is not rounded to their dtype", function()
+    for _, dtype in ipairs { "bfloat16", "float16" } do
+      local p = parameter({ 0, 0 }, "weight", dtype)
+      p.grad = mc.tensor({ 3, 4 }, { dtype = dtype })
+      mc.optim.clip_grad_norm_({ p }, 1.1)
+      local factor = mc.tensor(1.1 / (5 + 1e-6), F64):to("float32"):to("float64")
+      helper.same(p.grad, (mc.tensor({ 3, 4 }, F64) * factor):to(dtype))
+    end
   end)
 
   it("raises for a norm that is not finite only when asked to", function()

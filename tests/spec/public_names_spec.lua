@@ -12,7 +12,7 @@ local FUNCTIONS = [[
     manual_seed get_rng_state set_rng_state save load randint zeros_like ones_like full_like empty_like memory_stats
     collect_garbage get_num_threads set_num_threads add sub mul div pow maximum minimum exp log sqrt rsqrt sin cos
     tanh sigmoid relu gelu silu swiglu abs neg sign floor ceil round isnan isfinite sum mean max min softmax
-    log_softmax topk argmax eq ne lt le gt ge is_tensor]]
+    log_softmax topk argmax eq ne lt le gt ge is_tensor set_default_device get_default_device allow_tf32]]
 local METHODS = [[
     shape size dim numel item totable to clone contiguous view reshape transpose narrow select copy_ fill_ add mul
     sub div sum mean max min requires_grad_ backward detach permute unsqueeze squeeze expand gather argmax topk eq
@@ -25,7 +25,7 @@ local ROOMS = {
     SiLU CausalSelfAttention Router MoE functional]],
   optim = "SGD Adam AdamW clip_grad_norm_ schedule",
   checkpoint = "load_into plan inspect verify diff",
-  cuda = "is_available device_count synchronize",
+  cuda = "is_available device_count synchronize info memory_stats graph",
   autograd = "Function grad",
   data = "kjv bytes split Windows windows_in_order",
   train = "Logger Progress Checkpoints",
@@ -33,7 +33,7 @@ local ROOMS = {
 local MODULE_METHODS = [[
     forward parameters named_parameters state_dict load_state_dict train eval to zero_grad named_modules apply
     register_buffer]]
-local GROUPED_METHODS = "set_layout layout expert backward_dw"
+local GROUPED_METHODS = "set_layout layout expert backward_dw path"
 local OPTIMIZER_METHODS = "step zero_grad state_dict load_state_dict"
 local FUNCTIONAL = "cross_entropy attention rope rms_norm layer_norm embedding linear dropout"
 

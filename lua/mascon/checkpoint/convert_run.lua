@@ -116,7 +116,7 @@ function Run:produce(item)
   self.item, self.tensor = nil, nil
   local entry = item.entry
   self.tensor, self.changed = memory.scope(function()
-    local t = create.empty(entry.shape, { dtype = entry.dtype })
+    local t = create.empty(entry.shape, { dtype = entry.dtype, device = "cpu" })
     self.file:read(entry, 0, t)
     local before = t:version()
     local result = self.transform(item.name, t, item.info)

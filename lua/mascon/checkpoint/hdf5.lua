@@ -281,7 +281,7 @@ function File:read_many(list, n) check(C.mc_h5_read_many(self.handle, list, n)) 
 --- All bytes of a dataset as a string.
 function File:text(entry)
   if entry.bytes == 0 then return "" end
-  local t = create.empty(entry.bytes, { dtype = "uint8" })
+  local t = create.empty(entry.bytes, { dtype = "uint8", device = "cpu" })
   self:read(entry, 0, t)
   return ffi.string(t:data(), entry.bytes)
 end

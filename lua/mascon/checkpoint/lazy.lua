@@ -76,7 +76,7 @@ end
 -- @tparam function group_of fn(leaf) -> the grouping of the tensor of that leaf, or nil
 -- @treturn table the outermost one has close() too
 function M.value(file, node, device, group_of)
-  tensor.parse_device("load", device)
+  tensor.parse_device_or_default("load", device)
   local held, made = { file = file }, {}
   local function value(at, name)
     if at.is_node then

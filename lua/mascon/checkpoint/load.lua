@@ -17,7 +17,7 @@ local raise, show = args.raise, args.show
 
 local M = {}
 
-local SPEC = { device = { "string", "cpu" }, only = { "string" }, lazy = { "boolean", false },
+local SPEC = { device = { "string" }, only = { "string" }, lazy = { "boolean", false },
   decode_limit = { "positive" }, progress = { "function" } }
 
 local Loader = {}
@@ -129,14 +129,14 @@ end
 --- The Lua value of a node of a file's tree.
 -- @tparam File file
 -- @tparam table node
--- @tparam string|nil device default "cpu"
+-- @tparam string|nil device default: mc.get_default_device()
 -- @tparam function|nil progress fn(bytes done, of all) of the tensors
 function M.value(file, node, device, progress)
   check_readable(file, node)
   local by_path = {}
   for _, entry in ipairs(file.entries) do by_path[entry.path] = entry end
   local batch = pieces.batch(file, pieces.meter(progress, progress and bytes_below(node)))
-  local loader = setmetatable({ file = file, device = device or "cpu", by_path = by_path, made = {}, blocks = {},
+  local loader = setmetatable({ file = file, device = device, by_path = by_path, made = {}, blocks = {},
     batch = batch }, Loader)
   return autograd.no_grad(function()
     local value = loader:value(node)
@@ -174,14 +174,15 @@ end
 
 --- Loads what mc.save wrote, or any plain HDF5 file (its groups as tables, its attributes as values).
 -- @tparam string path
--- @tparam table|nil opts device = "cpu"; only = "model": this key of the outermost table alone; progress = fn(bytes
+-- @tparam table|nil opts device (default: mc.get_default_device()); only = "model":
+--   this key of the outermost table alone; progress = fn(bytes
 --   done, of all), whose error ends the load; decode_limit: bytes that compressed datasets may decode to (default 16
 --   times the file); lazy = true: objects that read their tensor when asked to (lazy.lua), in its place
 -- @treturn table the nested tables; tensors have the dtypes and shapes of the file
 -- @raise at the user's line: the file and what is wrong with it
 function M.load(path, opts)
   opts = args.options("load", opts, SPEC)
-  tensor.parse_device("load", opts.device)
+  tensor.parse_device_or_default("load", opts.device)
   local open_options = { prefetch = not opts.only and not opts.lazy, decode_limit = opts.decode_limit }
   if opts.lazy then
     if opts.progress then raise("load: progress has nothing to tell with lazy = true") end

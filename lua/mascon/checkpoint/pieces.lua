@@ -90,7 +90,7 @@ function Reader:fetch(file, entry, first, n)
   local buffer = self.buffers[dtype]
   if not buffer or buffer:numel() < n then
     -- most tensors are small; the second size is the last
-    buffer = create.empty(buffer and M.SIZE or math.max(n, 4096), { dtype = dtype })
+    buffer = create.empty(buffer and M.SIZE or math.max(n, 4096), { dtype = dtype, device = "cpu" })
     self.buffers[dtype] = buffer
   end
   local view = buffer:narrow(1, 1, n)

@@ -66,12 +66,8 @@ local function check_gemm()
   return "none", ("%s, since %s"):format(provider, reason)
 end
 
-local function check_cuda()
-  local mc = require("mascon")
-  local there, why = pcall(mc.zeros, 1, {device = "cuda"})
-  if there then return "ok", ("%d device(s)"):format(mc.cuda.device_count()) end
-  return "none", first_line(why)
-end
+local function check_cuda() return require("mascon.cli.doctor_cuda").device() end
+local function check_cuda_test() return require("mascon.cli.doctor_cuda").self_test() end
 
 -- y = x w^T on the fast path against sums in Lua, sizes that are no multiple of a tile. The integers are
 -- small enough for every sum to be exact in float32.
@@ -126,6 +122,7 @@ local library_checks = {
   {"matrix products", check_gemm},
   {"HDF5 files", check_files},
   {"CUDA", check_cuda},
+  {"CUDA self-test", check_cuda_test},
   {"arithmetic", check_arithmetic},
 }
 

@@ -24,7 +24,7 @@ function M.bytes(path)
   local text, reason = file:read("*a")
   file:close()
   if not text then args.raise(("data.bytes: %s: %s"):format(path, reason)) end
-  local t = create.empty(#text, { dtype = "uint8" })
+  local t = create.empty(#text, { dtype = "uint8", device = "cpu" })
   lib.check(lib.C.mc_write(t.h, text, #text))
   return t
 end

@@ -36,16 +36,16 @@ local function tokens_of(what, data)
 end
 
 -- Two int32 tensors [rows, length] from host memory.
-local function to_tensors(x, y, rows, length)
-  local tx = create.empty(rows, length, { dtype = "int32" })
-  local ty = create.empty(rows, length, { dtype = "int32" })
+local function to_tensors(x, y, rows, length, device)
+  local tx = create.empty(rows, length, { dtype = "int32", device = device })
+  local ty = create.empty(rows, length, { dtype = "int32", device = device })
   lib.check(C.mc_write(tx.h, x, 4 * rows * length))
   lib.check(C.mc_write(ty.h, y, 4 * rows * length))
   return tx, ty
 end
 
 -- x and y of the windows that begin at (0-based) starts[0 .. rows - 1].
-local function gather(tokens, starts, rows, length)
+local function gather(tokens, starts, rows, length, device)
   local x = ffi.new("int32_t[?]", rows * length)
   local y = ffi.new("int32_t[?]", rows * length)
   for r = 0, rows - 1 do
@@ -55,7 +55,7 @@ local function gather(tokens, starts, rows, length)
       y[row + i] = tokens[first + i + 1]
     end
   end
-  return to_tensors(x, y, rows, length)
+  return to_tensors(x, y, rows, length, device)
 end
 
 local Windows = {}
@@ -73,6 +73,8 @@ function M.Windows(options)
     batch_size = { "positive", 16 },
     seed = { "integer", 0 },
   })
+  tensor.want_tensor("Windows", o.data)
+  o.data = o.data:cpu() -- windows are gathered by the host
   local _, n = tokens_of("Windows", o.data)
   if n <= o.length then
     args.raise(("Windows: data has %d tokens, wanted more than the length, %d"):format(n, o.length))
@@ -80,8 +82,8 @@ function M.Windows(options)
   local self = setmetatable({
     data = o.data, length = o.length, batch_size = o.batch_size, seed = o.seed,
     step = 0, -- batches given so far
-    _state = create.empty(2, { dtype = "int64" }),
-    _starts = create.empty(o.batch_size, { dtype = "int64" }),
+    _state = create.empty(2, { dtype = "int64", device = "cpu" }),
+    _starts = create.empty(o.batch_size, { dtype = "int64", device = "cpu" }),
   }, Windows)
   memory.keep{ self.data, self._state, self._starts }
   return self
@@ -129,6 +131,8 @@ end
 function M.windows_in_order(data, length, batch_size)
   args.integer("windows_in_order: length", length, 1)
   batch_size = args.integer("windows_in_order: batch_size", batch_size or 1, 1)
+  tensor.want_tensor("windows_in_order", data)
+  data = data:cpu()
   local _, n = tokens_of("windows_in_order", data)
   local starts = ffi.new("int64_t[?]", batch_size)
   local position = 0 -- of the next window, 0-based

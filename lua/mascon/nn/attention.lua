@@ -19,7 +19,7 @@ local spec = {
   rope_theta = { "number", 10000 },
   bias = { "boolean", false },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
   output_init_method = { "function" },
 }

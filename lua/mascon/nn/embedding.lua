@@ -10,7 +10,7 @@ local spec = {
   num_embeddings = { "positive", required = true },
   embedding_dim = { "positive", required = true },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
 }
 

@@ -27,7 +27,7 @@ local spec = {
   single_grouped_weight = { "boolean", false },
   single_grouped_bias = { "boolean", false },
   params_dtype = { { "float32", "bfloat16", "float16", "float64" }, "float32" },
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
   return_bias = { "boolean", false },
   fuse_wgrad_accumulation = { "boolean", false },
@@ -151,11 +151,30 @@ function GroupedLinear:expert(i)
   return { weight = self.weight:member(i), bias = self.bias and self.bias:member(i) or nil }
 end
 
+-- -- the way it runs ----------------------------------------------------------------------------------------
+
+local path_text = ffi.new "char[256]"
+
+--- Which kernels the layer's device runs and why: {forward = "...", dgrad = "...", wgrad = "..."}.
+-- @tparam[opt] table opts splits = "host" (a table, or a tensor on the CPU) or "device"; default: as in the last
+--   forward, "device" before the first
+function GroupedLinear:path(opts)
+  local o = args.options("path", opts, { splits = { { "host", "device" } } })
+  local host = o.splits == "host" or (o.splits == nil and self._splits_on_host == true)
+  local weight, ways = self.weight, {}
+  for _, pass in ipairs { "forward", "dgrad", "wgrad" } do
+    check(C.mc_grouped_linear_path(pass, C.mc_tensor_device(weight.h), C.mc_tensor_dtype(weight.h), self.num_gemms,
+      self.in_features, self.out_features, host and 1 or 0, path_text, ffi.sizeof(path_text)))
+    ways[pass] = ffi.string(path_text)
+  end
+  return ways
+end
+
 -- -- splits --------------------------------------------------------------------------------------------
 
--- m_splits as an int32 or int64 tensor [G] on x's device. Tables are checked here, tensors by the kernel, which
--- alone may read them.
-local function to_splits(self, m_splits, rows, device)
+-- m_splits as an int32 or int64 tensor [G]: on x's device, or on the CPU when it was a table: what the host knows, some
+-- devices need not read back. Tables are checked here, tensors on a device by the kernel, which alone may read them.
+local function to_splits(self, m_splits, rows)
   local g = self.num_gemms
   if tensor.is_tensor(m_splits) then
     local dtype = m_splits.dtype
@@ -184,7 +203,7 @@ local function to_splits(self, m_splits, rows, device)
   if sum > rows then
     raise(("GroupedLinear: m_splits sum to %d, x has %d rows"):format(sum, rows))
   end
-  local t = create.empty(g, { dtype = "int64", device = device })
+  local t = create.empty(g, { dtype = "int64", device = "cpu" })
   check(C.mc_write(t.h, buffer, 8 * g))
   return t
 end
@@ -299,7 +318,8 @@ function GroupedLinear:forward(x, m_splits, opts)
   local rows = 1
   for i = 1, #shape - 1 do rows = rows * shape[i] end
   local flat = #shape == 2 and x or x:reshape(rows, k)
-  local splits = to_splits(self, m_splits, rows, x.device)
+  local splits = to_splits(self, m_splits, rows)
+  self._splits_on_host = splits.device == "cpu"
   if o.out then check_buffer("out", o.out, rows, n, x) end
   if o.dgrad_out then check_buffer("dgrad_out", o.dgrad_out, rows, k, x) end
 

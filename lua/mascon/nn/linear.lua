@@ -11,7 +11,7 @@ local spec = {
   out_features = { "positive", required = true },
   bias = { "boolean", true },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
 }
 

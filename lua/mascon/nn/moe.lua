@@ -43,7 +43,7 @@ local spec = {
   fuse_wgrad_accumulation = { "boolean", false },
   dtype = common.DTYPE,
   router_dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
   output_init_method = { "function" },
 }

@@ -14,7 +14,7 @@ local layer_spec = {
   elementwise_affine = { "boolean", true },
   bias = { "boolean", true },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
 }
 
 --- mc.nn.LayerNorm{normalized_shape = n, eps = 1e-5, elementwise_affine = true, bias = true, dtype =, device =}.
@@ -47,7 +47,7 @@ local rms_spec = {
   eps = { "number", EPS },
   elementwise_affine = { "boolean", true },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
 }
 
 --- mc.nn.RMSNorm{normalized_shape = n, eps = 1e-5, elementwise_affine = true, dtype =, device =}.

@@ -19,7 +19,7 @@ local spec = {
   num_groups = { "positive", 1 },
   group_topk = { "positive", 1 },
   dtype = common.DTYPE,
-  device = { "string", "cpu" },
+  device = { "string" },
   init_method = { "function" },
 }
 

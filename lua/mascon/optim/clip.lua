@@ -3,9 +3,10 @@ local args = require "mascon.args"
 local autograd = require "mascon.autograd"
 local create = require "mascon.create"
 local groups = require "mascon.optim.groups"
+local handles = require "mascon.optim.handles"
 local lib = require "mascon.lib"
 
-local C, check = lib.C, lib.check
+local C = lib.C
 
 local EPS = 1e-6 -- PyTorch's: added to the norm before the division
 
@@ -21,33 +22,50 @@ local function gradients(params)
   return list
 end
 
-local function total_norm(grads)
-  local sums, devices = {}, {}
-  for _, g in ipairs(grads) do
-    local device = g.device
-    if not sums[device] then
-      sums[device] = create.zeros(1, { dtype = "float64", device = device })
-      devices[#devices + 1] = device
+-- Lists of tensors by key(tensor), in the order of their first ones: {key =, n =, tensor, ...}.
+local function sorted(list, key)
+  local lists, found = {}, {}
+  for _, t in ipairs(list) do
+    local k = key(t)
+    local l = found[k]
+    if not l then
+      l = { key = k, n = 0 }
+      found[k], lists[#lists + 1] = l, l
     end
-    check(C.mc_sum_squares(sums[device].h, g.h), g)
+    l.n = l.n + 1
+    l[l.n] = t
   end
-  local total = sums[devices[1]] or create.zeros(1, { dtype = "float64" })
-  for i = 2, #devices do total:add_(sums[devices[i]]:to(devices[1])) end
+  return lists
+end
+
+local function by_device(t) return t.device end
+-- The factor is float64 for float64 gradients, else float32: those of 16 bits are multiplied in float32 as well.
+local function by_factor(t) return (t.dtype == "float64" and "float64 " or "float32 ") .. t.device end
+
+local function total_norm(grads)
+  local total
+  for _, list in ipairs(sorted(grads, by_device)) do
+    local sum = create.zeros(1, { dtype = "float64", device = list.key })
+    local st = C.mc_sum_squares_many(sum.h, list.n, handles.array(1, list, list.n))
+    if st ~= 0 then handles.raise(list.n, list) end
+    if total then total:add_(sum:to(total.device)) else total = sum end
+  end
+  total = total or create.zeros(1, { dtype = "float64" })
   return total:sqrt():view {}
 end
 
 local function clip(grads, norm, max_norm)
   local coefficient = (max_norm / (norm + EPS)):minimum(1)
-  local cast = {}
-  for _, g in ipairs(grads) do
-    local key = g.dtype .. g.device
-    cast[key] = cast[key] or coefficient:to { dtype = g.dtype, device = g.device }
-    g:mul_(cast[key])
+  for _, list in ipairs(sorted(grads, by_factor)) do
+    local dtype, device = list.key:match "(%S+) (%S+)"
+    local factor = coefficient:to { dtype = dtype, device = device }
+    if C.mc_scale_many(list.n, handles.array(1, list, list.n), factor.h) ~= 0 then handles.raise(list.n, list) end
   end
 end
 
 --- Scales all gradients together so that their norm is at most max_norm: by min(1, max_norm / (norm + 1e-6)).
--- Squares are summed in float64, per packed base in registration order: the layout changes no bit.
+-- Squares are summed in float64, per packed base in registration order: the layout changes no bit. The factor is
+-- float32 (float64 for float64 gradients); a 16-bit gradient is multiplied in float32 and rounded once.
 -- @param params a module, a list of parameters, or an optimizer
 -- @tparam number max_norm above 0; math.huge only measures
 -- @tparam[opt] table options error_if_nonfinite = false; true reads the norm on the host and raises, changing nothing

@@ -1,12 +1,19 @@
 --- Optimizer: what SGD, Adam and AdamW share: groups, state on packed bases, steps, and their state dicts.
 --
 -- State belongs to a base, never to a member, so a layout changes no bit of training and can change at any time; only
--- where experts differ in group or are frozen are member slices stepped one by one. The step count and learning rates
--- are device tensors. Hyper-parameters lie in one-element tensors, so that a load can write them like any other state.
+-- where experts differ in group or are frozen are member slices stepped on their own. All that share a device and a
+-- group are stepped in one call. The step count and learning rates are device tensors. Hyper-parameters lie in
+-- one-element tensors of the CPU, so that a load can write them like any other state.
+--
+-- A step may be recorded in a graph (mc.cuda.graph), after one that was not: the first makes the state. Each replay
+-- then adds 1 to the step count on the device and reads the learning rate from there, and a schedule goes on by
+-- opt:set_lr(schedule(i)) before replay i, which writes that tensor. The other numbers of a group (betas, eps, weight
+-- decay) are recorded as they are; when they change, by a load for one, record again.
 --
 -- A class gives: what (its name), spec (constructor options), hyper_options (those that a group may have too), hyper
 -- (names of a group's numbers, in order), flatten (options -> those numbers), buffers(self) (names of the state
--- arrays), and update(self, param, grad, state, values, lr, count, scale).
+-- arrays), moment_dtype(self, param) (their dtype), and update(self, batch, values, lr, count, scale): batch.n
+-- parameters, lists batch.param, .grad, .master (false for none) and one for each buffer.
 local args = require "mascon.args"
 local autograd = require "mascon.autograd"
 local class = require "mascon.class"
@@ -25,7 +32,7 @@ local Optimizer = class.class "Optimizer"
 
 local function number_tensor(value)
   return autograd.no_grad(function()
-    local t = create.full({ 1 }, value, { dtype = "float64" })
+    local t = create.full({ 1 }, value, { dtype = "float64", device = "cpu" })
     t.kept = true
     return t
   end)
@@ -64,9 +71,15 @@ function Optimizer:init(opts)
   end
   self.entries = groups.sort(self.what, given)
   self.device = self.entries[1].param.device
-  self.step_count = create.zeros(1, { device = self.device })
+  self.step_count = create.zeros(1, { dtype = "float32", device = self.device })
   self.step_count.kept = true
   self.lr_tensors = {} -- device -> group -> float32 [1]
+end
+
+-- Raises while a graph is recorded: its replays would all do `what` again.
+local function once(self, what, instead)
+  if C.mc_graph_recording() == 0 then return end
+  raise(("%s: a graph is being recorded, and each of its replays would %s again; %s"):format(self.what, what, instead))
 end
 
 -- -- numbers -----------------------------------------------------------------------------------------
@@ -91,8 +104,11 @@ local function lr_tensor(self, g, device, lr)
     self.lr_tensors[device] = of_device
   end
   local entry = of_device[g]
+  if not entry or entry.value ~= lr then
+    once(self, "set the learning rate", "step once before, and set the rate before a replay")
+  end
   if not entry then
-    entry = { tensor = create.zeros(1, { device = device }) }
+    entry = { tensor = create.zeros(1, { dtype = "float32", device = device }) }
     entry.tensor.kept = true
     of_device[g] = entry
   end
@@ -103,16 +119,25 @@ local function lr_tensor(self, g, device, lr)
   return entry.tensor
 end
 
---- Sets the learning rate from the next step on; groups with one of their own keep its ratio to the optimizer's.
+-- Brings the learning rate of a group to the devices that have used it.
+local function upload_lr(self, g)
+  for device, of_device in pairs(self.lr_tensors) do
+    if of_device[g] then lr_tensor(self, g, device, values_of(self.groups[g], self.hyper).lr) end
+  end
+end
+
+--- Sets the learning rate from the next step on; groups with one of their own keep its ratio to the optimizer's. A
+-- graph that has recorded a step takes it from the next replay on; it cannot be set while one is recorded.
 -- @tparam number lr 0 or more
 function Optimizer:set_lr(lr)
   local good = type(lr) == "number" and lr >= 0 and lr < math.huge
   if not good then
     raise(("%s: set_lr: wanted a number of 0 or more, got %s"):format(self.what, args.show(lr)))
   end
+  once(self, "set the learning rate", "set it before a replay")
   for g, group in ipairs(self.groups) do
     group.holders.lr:fill_(lr * group.lr_ratio)
-    for device in pairs(self.lr_tensors) do lr_tensor(self, g, device, values_of(group, self.hyper).lr) end
+    upload_lr(self, g)
   end
 end
 
@@ -124,7 +149,8 @@ end
 
 -- -- state -------------------------------------------------------------------------------------------
 
-local function state_dtype(param)
+--- The dtype of the state arrays of a parameter.
+function Optimizer:moment_dtype(param) -- luacheck: ignore 212
   return param.dtype == "float64" and "float64" or "float32"
 end
 
@@ -150,7 +176,10 @@ local function wants_master(self, param)
   return self.master_weights and param.dtype ~= "float32" and param.dtype ~= "float64"
 end
 
-local function copy_master(state, param)
+local MAKE, FIRST = "make the optimizer's state", "take a step before it is recorded"
+
+local function copy_master(self, state, param)
+  once(self, "copy the parameter to its master", FIRST)
   state.master:copy_(param:detach())
   state.master_seen, state.param_seen = stamp(state.master), stamp(param)
 end
@@ -158,8 +187,9 @@ end
 -- The state of an entry: made at first use, moved after its parameter.
 local function state_of(self, entry)
   local param, state = entry.param, entry.state
-  local dtype, device = state_dtype(param), param.device
+  local dtype, device = self:moment_dtype(param), param.device
   if not state then
+    once(self, MAKE, FIRST)
     state = {}
     for _, name in ipairs(self:buffers()) do
       state[name] = like_base(create.zeros(param:shape(), { dtype = dtype, device = device }), param, name)
@@ -168,15 +198,19 @@ local function state_of(self, entry)
   end
   for _, name in ipairs(self:buffers()) do
     local t = state[name]
-    if t.dtype ~= dtype or t.device ~= device then t:_adopt(t:to { dtype = dtype, device = device }) end
+    if t.dtype ~= dtype or t.device ~= device then
+      once(self, MAKE, FIRST)
+      t:_adopt(t:to { dtype = dtype, device = device })
+    end
   end
   if not wants_master(self, param) then
     state.master = nil
   elseif not state.master or state.master.device ~= device then
-    state.master = like_base(create.empty(param:shape(), { device = device }), param, "master")
-    copy_master(state, param)
+    once(self, MAKE, FIRST)
+    state.master = like_base(create.empty(param:shape(), { dtype = "float32", device = device }), param, "master")
+    copy_master(self, state, param)
   elseif unchanged(state.master_seen, state.master) and not unchanged(state.param_seen, param) then
-    copy_master(state, param) -- someone else wrote the parameter, and no load wrote the master
+    copy_master(self, state, param) -- someone else wrote the parameter, and no load wrote the master
   end
   return state
 end
@@ -204,7 +238,9 @@ function Optimizer:slots()
   for g, group in ipairs(self.groups) do
     for _, name in ipairs(self.hyper) do
       list[#list + 1] = { name = ("group%d.%s"):format(g - 1, name), tensor = group.holders[name], kind = "state",
-        optional = true }
+        optional = true, after = name == "lr" and function(loaded)
+          if loaded then upload_lr(self, g) end
+        end or nil }
     end
   end
   return list
@@ -248,43 +284,62 @@ local function member_state(self, state, i)
   return slice
 end
 
-local function step_entry(self, entry, grad, scale, count)
-  local param, state = entry.param, entry.state
-  local function apply(p, g, s, number)
-    local group = self.groups[number]
-    self:update(p, g, s, values_of(group, self.hyper), lr_tensor(self, number, p.device, group.values.lr), count, scale)
+-- Adds to the batch of a device and group, which is made when it is not there.
+local function add(batches, device, number, names, param, grad, state)
+  local of_device = batches[device]
+  if not of_device then
+    of_device = {}
+    batches[device] = of_device
   end
-  local frozen = frozen_members(param)
+  local b = of_device[number]
+  if not b then
+    b = { device = device, group = number, n = 0, param = {}, grad = {}, master = {} }
+    for _, name in ipairs(names) do b[name] = {} end
+    of_device[number], batches[#batches + 1] = b, b
+  end
+  local n = b.n + 1
+  b.n, b.param[n], b.grad[n], b.master[n] = n, param, grad, state.master or false
+  for _, name in ipairs(names) do b[name][n] = state[name] end
+end
+
+local function add_entry(self, batches, entry, grad)
+  local param, state, names = entry.param, entry.state, self:buffers()
+  local device, frozen = param.device, frozen_members(param)
   if entry.group and not frozen then
-    apply(param, grad, state, entry.group)
+    add(batches, device, entry.group, names, param, grad, state)
     return
   end
   for i = 0, param._packed.count - 1 do
     local number = entry.group or entry.member_groups[i]
     if number and not (frozen and frozen[i]) then
-      apply(param:member(i), grad:select(1, i + 1), member_state(self, state, i), number)
+      add(batches, device, number, names, param:member(i), grad:select(1, i + 1), member_state(self, state, i))
     end
   end
 end
 
 local function step(self, scale)
-  local work = {}
+  local work, batches = {}, {} -- batches: a list; and device -> group -> batch
   for _, entry in ipairs(self.entries) do
     local grad = entry.param.requires_grad and groups.gradient(entry.param)
     if grad then
       state_of(self, entry)
       work[#work + 1] = { entry, grad }
+      add_entry(self, batches, entry, grad)
     end
+  end
+  for _, b in ipairs(batches) do
+    b.values = values_of(self.groups[b.group], self.hyper)
+    b.lr = lr_tensor(self, b.group, b.device, b.values.lr)
   end
   self.step_count:add_(scale and scale:isfinite():to("float32"):view(1):to(self.device) or 1)
   local counts, scales = {}, {}
-  for _, item in ipairs(work) do
-    local device = item[1].param.device
+  for _, b in ipairs(batches) do
+    local device = b.device
     if not counts[device] then
       counts[device] = self.step_count:to(device)
       scales[device] = scale and scale:to(device)
     end
-    step_entry(self, item[1], item[2], scales[device], counts[device])
+    self:update(b, b.values, b.lr, counts[device], scales[device])
   end
   for _, item in ipairs(work) do
     local state = item[1].state

@@ -3,6 +3,12 @@
 --     local lr = mc.optim.schedule.warmup_cosine{warmup = 50, total = 1000, peak = 4e-3, final = 4e-4}
 --     opt:set_lr(lr(step))    -- step counts from 1
 --
+-- set_lr writes the number that steps read on their device. With steps that are recorded in a graph it stands outside
+-- the function that is recorded, before each replay:
+--
+--     opt:set_lr(lr(step))
+--     graph:replay()
+--
 -- During warm-up the rate is peak * step / warmup; it is `peak` at step warmup and `final` from step total on.
 local args = require "mascon.args"
 

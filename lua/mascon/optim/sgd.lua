@@ -44,11 +44,14 @@ end
 
 function SGD:buffers() return self.has_momentum and WITH_MOMENTUM or NONE end
 
-function SGD:update(param, grad, state, v, lr, count, scale)
-  local buffer = state.momentum_buffer
-  local st = C.mc_sgd_step(param.h, buffer and buffer.h, state.master and state.master.h, grad.h, count.h, lr.h,
-    scale and scale.h, v.momentum, v.dampening, v.weight_decay, self.nesterov and 1 or 0)
-  if st ~= 0 then lib.raise_last(param, grad) end
+function SGD:update(b, v, lr, count, scale)
+  local buffers, nesterov = b.momentum_buffer, self.nesterov and 1 or 0
+  for i = 1, b.n do
+    local param, grad, buffer, master = b.param[i], b.grad[i], buffers and buffers[i], b.master[i]
+    local st = C.mc_sgd_step(param.h, buffer and buffer.h, master and master.h or nil, grad.h, count.h, lr.h,
+      scale and scale.h, v.momentum, v.dampening, v.weight_decay, nesterov)
+    if st ~= 0 then lib.raise_last(param, grad) end
+  end
 end
 
 return SGD

@@ -33,7 +33,7 @@ local LINEAR = {
   end,
 }
 
---- y = x W^T + b.
+--- y = x W^T + b; the bias is added before the one rounding.
 -- @tparam Tensor x [.., K]
 -- @tparam Tensor weight [N, K], of x's dtype
 -- @tparam[opt] Tensor bias [N]
@@ -59,8 +59,9 @@ function M.linear(x, weight, bias)
   end
   local rows = shapes.rows(shape)
   local flat = #shape == 2 and x or x:detach():reshape(rows, w[2])
-  local y = matmul(flat, weight:detach():transpose(1, 2))
-  if bias then lib.check(C.mc_add(y.h, y.h, bias.h), y, bias) end
+  local y = new()
+  local st = C.mc_linear(y.h, flat.h, weight.h, bias and bias.h or nil, 0)
+  if st ~= 0 then failed(st, "mc_linear", y, flat, weight, bias, 0) end
   if tape.on and (x.rg or weight.rg or (bias and bias.rg)) then
     local node = record(y, LINEAR, x, weight, bias)
     node.x, node.weight = save(node, flat), save(node, weight)

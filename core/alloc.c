@@ -13,7 +13,10 @@ enum {
     ALIGN = 64,
     SMALL_CLASSES = 16, /* multiples of 64 bytes up to 1 KiB */
     CLASSES = SMALL_CLASSES + 8 * 40,
-    DEVICES = 4, /* that are counted and cached; blocks of others go straight back */
+    DEVICES = 48, /* 16 of each backend: all that have a code */
+    SLAB_BLOCK_MAX =
+        16 << 10, /* blocks of devices up to here come from the device many at a time */
+    SLAB_BYTES = 256 << 10,
     TAGS = 256,
     TAGS_SHOWN = 4
 };
@@ -29,6 +32,9 @@ typedef struct pool {
     struct pool *next;
     int id;
     int64_t bytes; /* of all its blocks, in use or not */
+    int64_t used;  /* blocks in use */
+    int64_t replays;
+    int released; /* it lives for the storages that still count its replays */
     freelist lists[CLASSES];
 } pool;
 
@@ -36,7 +42,7 @@ typedef struct device_memory {
     int device;
     mc_device_memory_stats stats;
     pool common;
-    pool *graphs; /* pools of graphs that live */
+    pool *graphs; /* pools of graphs, or of storages, that live */
     pool *open;   /* the one of the graph that is being recorded, or NULL */
 } device_memory;
 
@@ -165,7 +171,7 @@ static int may_keep(const device_memory *m, int64_t block) {
     if (m->device == MCI_DEVICE_CPU) return 0;
 #endif
     if (!mci_backend_of(m->device)->host_readable && m->device != MCI_DEVICE_FAKE) return 1;
-    return m->stats.cached_bytes + block <= CACHE_MIN + memory.peak_bytes / 2;
+    return m->stats.cached_bytes + block <= CACHE_MIN + m->stats.peak_bytes / 2;
 }
 
 /* Room for one more block in the list; 0 when the system has no memory for it. */
@@ -184,16 +190,23 @@ static void change_cached(device_memory *m, int64_t bytes) {
     memory.cached_bytes += bytes;
 }
 
+/* An allocation on a device takes microseconds, so small ones are made many at a time. Such blocks
+ * cannot be given back one by one, and are not. */
+static int in_slab(const device_memory *m, int64_t block) {
+    return block <= SLAB_BLOCK_MAX && !mci_backend_of(m->device)->host_readable;
+}
+
 static void give_back(int device, void *data, int64_t block) {
     mci_backend_of(device)->free(mci_exec_of(device), data, (size_t)block);
 }
 
 static void keep_or_give_back(device_memory *m, int class, void *data, int64_t block) {
     freelist *list = m ? list_of(&m->common, class) : NULL;
-    if (list && may_keep(m, block) && reserve(list)) {
+    int whole = !in_slab(m, block);
+    if (list && (!whole || may_keep(m, block)) && reserve(list)) {
         list->blocks[list->n++] = data;
         change_cached(m, block);
-    } else {
+    } else if (whole) {
         give_back(m->device, data, block);
     }
 }
@@ -202,7 +215,7 @@ static void trim_locked(void) {
     for (int d = 0; d < n_devices; d++) {
         for (int c = 0; c < CLASSES; c++) {
             freelist *list = &devices[d].common.lists[c];
-            while (list->n > 0) {
+            while (list->n > 0 && !in_slab(&devices[d], block_of_class(c))) {
                 give_back(devices[d].device, list->blocks[--list->n], block_of_class(c));
                 change_cached(&devices[d], -block_of_class(c));
             }
@@ -226,6 +239,27 @@ static mc_status from_device(device_memory *m, int64_t block, void **out) {
     }
     if (status == MC_OK) m->stats.device_allocations++;
     return status;
+}
+
+/* One block for the caller, and in a slab its neighbours for the list. */
+static mc_status new_blocks(device_memory *m, pool *from, freelist *list, int64_t block,
+                            void **out) {
+    int64_t n = list && in_slab(m, block) ? SLAB_BYTES / block : 1;
+    mc_status status = from_device(m, n * block, out);
+    if (status == MC_ENOMEM && n > 1) {
+        n = 1;
+        status = from_device(m, block, out);
+    }
+    if (status != MC_OK) return status;
+    int64_t made = 1;
+    for (; made < n && reserve(list); made++) list->blocks[list->n++] = (char *)*out + made * block;
+    if (from == &m->common) {
+        change_cached(m, (made - 1) * block);
+    } else {
+        from->bytes += made * block;
+        m->stats.graph_bytes += made * block;
+    }
+    return MC_OK;
 }
 
 static mc_status full(const device_memory *m, int64_t wanted) {
@@ -269,22 +303,24 @@ mc_status mci_alloc(int device, mci_block *b) {
         return mci_fail(MC_EUNSUPPORTED, "memory of more than %d devices in one process", DEVICES);
     }
     pool *from = m->open ? m->open : &m->common;
-    freelist *list = list_of(from, class);
+    freelist *list = list_of(from, class), *common = list_of(&m->common, class);
     if (list && list->n > 0) {
         b->data = list->blocks[--list->n];
         if (from == &m->common) change_cached(m, -block);
+    } else if (common && common->n > 0) { /* becomes the graph's */
+        b->data = common->blocks[--common->n];
+        change_cached(m, -block);
+        from->bytes += block;
+        m->stats.graph_bytes += block;
     } else {
-        status = from_device(m, block, &b->data);
-        if (status == MC_OK && from != &m->common) {
-            from->bytes += block;
-            m->stats.graph_bytes += block;
-        }
+        status = new_blocks(m, from, list, block, &b->data);
     }
     if (status == MC_OK) {
         count_live(m, block, b->tag);
         m->stats.allocations++;
         b->bytes = block;
         b->pool = from->id;
+        from->used++;
     } else if (status == MC_ENOMEM) {
         status = full(m, wanted);
     }
@@ -298,6 +334,13 @@ static pool *graph_pool(device_memory *m, int id) {
     return p;
 }
 
+static void remove_pool(device_memory *m, pool *p) {
+    pool **at = &m->graphs;
+    while (*at != p) at = &(*at)->next;
+    *at = p->next;
+    free(p);
+}
+
 void mci_free(int device, const mci_block *b) {
     if (!b->data) return;
     int64_t block;
@@ -307,12 +350,14 @@ void mci_free(int device, const mci_block *b) {
     memory.live_bytes -= block;
     m->stats.live_bytes -= block;
     count_tag(b->tag, -block);
-    pool *home = b->pool != 0 ? graph_pool(m, b->pool) : NULL;
+    pool *home = b->pool != 0 ? graph_pool(m, b->pool) : &m->common;
+    home->used--;
     freelist *list = list_of(home, class);
-    if (list && reserve(list))
-        list->blocks[list->n++] = b->data;
-    else if (!home) /* without room in the list a graph's block is lost until the process ends */
+    if (home == &m->common || home->released)
         keep_or_give_back(m, class, b->data, block);
+    else if (list && reserve(list))
+        list->blocks[list->n++] = b->data; /* without room it is lost until the process ends */
+    if (home->released && home->used == 0) remove_pool(m, home);
     pthread_mutex_unlock(&lock);
 }
 
@@ -343,21 +388,30 @@ void mci_pool_close(int device) {
 void mci_pool_release(int device, int id) {
     pthread_mutex_lock(&lock);
     device_memory *m = memory_of(device);
-    pool **at = &m->graphs;
-    while (*at && (*at)->id != id) at = &(*at)->next;
-    pool *p = *at;
-    if (p) {
-        *at = p->next;
-        m->stats.graph_bytes -= p->bytes;
-    }
-    for (int c = 0; p && c < CLASSES; c++) {
+    pool *p = graph_pool(m, id);
+    m->stats.graph_bytes -= p->bytes;
+    p->released = 1;
+    for (int c = 0; c < CLASSES; c++) {
         freelist *list = &p->lists[c];
         int64_t block = block_of_class(c);
         while (list->n > 0) keep_or_give_back(m, c, list->blocks[--list->n], block);
         free(list->blocks);
     }
-    free(p);
+    if (p->used == 0) remove_pool(m, p);
     pthread_mutex_unlock(&lock);
+}
+
+void mci_pool_replayed(int device, int id) {
+    pthread_mutex_lock(&lock);
+    graph_pool(memory_of(device), id)->replays++;
+    pthread_mutex_unlock(&lock);
+}
+
+int64_t mci_pool_replays(int device, int id) {
+    pthread_mutex_lock(&lock);
+    int64_t replays = graph_pool(memory_of(device), id)->replays;
+    pthread_mutex_unlock(&lock);
+    return replays;
 }
 
 mc_status mc_memory_device_stats(int device, mc_device_memory_stats *out) {

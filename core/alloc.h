@@ -7,8 +7,10 @@
  * reader has run. live_bytes counts whole blocks. Sanitizer builds keep nothing of the CPU's, so
  * that a use after free is seen.
  *
- * Pools: what is allocated while a graph is recorded comes from the graph's own pool and goes back
- * there, for the graph writes to it at each replay. Pool 0 is the common one.
+ * Pools: what is allocated while a graph is recorded belongs to the graph's own pool and goes back
+ * there, for the graph writes to it at each replay. Pool 0 is the common one; the others take what
+ * it has cached before they ask the device, and give it back when they are released. A pool counts
+ * the replays of its graph for as long as anything of it is in use.
  */
 #ifndef MCI_ALLOC_H
 #define MCI_ALLOC_H
@@ -37,6 +39,9 @@ int mci_pool_open(int device);
 void mci_pool_close(int device);
 /* No graph writes to the pool's blocks any more: they become common ones. */
 void mci_pool_release(int device, int pool);
+/* The graph has been replayed: what lies in the pool has been written. */
+void mci_pool_replayed(int device, int pool);
+int64_t mci_pool_replays(int device, int pool);
 /* 1 when the allocation that mc_memory_fail_at chose is this one. Called once per allocation. */
 int mci_alloc_must_fail(void);
 void mci_count_storages(int change);

@@ -192,6 +192,44 @@ mc_status mc_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes
     return b->memory(device & 255, free_bytes, total_bytes);
 }
 
+mc_status mc_profile_begin(int device) {
+    mc_status status = mci_check_device("profile", device);
+    if (status != MC_OK) return status;
+    const mci_backend *b = mci_backend_of(device);
+    if (!b->profile_begin)
+        return mci_fail(MC_EUNSUPPORTED, "profile: %s has no clocks of its own", b->name);
+    return b->profile_begin(mci_exec_of(device));
+}
+
+static int longer(const void *a, const void *b) {
+    double x = ((const mc_profile_row *)a)->seconds, y = ((const mc_profile_row *)b)->seconds;
+    return (x < y) - (x > y);
+}
+
+mc_status mc_profile_end(int device, mc_profile_row *rows, int64_t room, int64_t *n) {
+    static const char *const ops[MCI_OP_COUNT] = {
+#define MC_OP(name, outputs, inputs, params) [MCI_OP_##name] = #name,
+#include "ops.def"
+#undef MC_OP
+    };
+    int64_t calls[MCI_OP_COUNT] = {0};
+    double seconds[MCI_OP_COUNT] = {0};
+    mc_profile_row all[MCI_OP_COUNT];
+    *n = 0;
+    mc_status status = mci_check_device("profile", device);
+    if (status != MC_OK) return status;
+    const mci_backend *b = mci_backend_of(device);
+    if (!b->profile_end)
+        return mci_fail(MC_EUNSUPPORTED, "profile: %s has no clocks of its own", b->name);
+    status = b->profile_end(mci_exec_of(device), calls, seconds);
+    for (int i = 0; i < MCI_OP_COUNT; i++)
+        if (calls[i] > 0)
+            all[(*n)++] = (mc_profile_row){.op = ops[i], .calls = calls[i], .seconds = seconds[i]};
+    qsort(all, (size_t)*n, sizeof *all, longer);
+    for (int64_t i = 0; i < *n && i < room; i++) rows[i] = all[i];
+    return status;
+}
+
 mc_status mc_device_synchronize(int device) {
     mc_status status = mci_check_device("device_synchronize", device);
     return status == MC_OK ? mci_backend_of(device)->synchronize(device & 255) : status;

@@ -173,6 +173,11 @@ typedef struct mci_backend {
     mc_status (*graph_end)(mci_exec *exec, void **graph);
     mc_status (*graph_replay)(mci_exec *exec, void *graph);
     void (*graph_free)(mci_exec *exec, void *graph);
+    /* Time of the device by op: from begin on each call of an op notes when it starts and ends
+     * there; end waits and gives the sums, calls and seconds [MCI_OP_COUNT]. NULL where there are
+     * no clocks. */
+    mc_status (*profile_begin)(mci_exec *exec);
+    mc_status (*profile_end)(mci_exec *exec, int64_t *calls, double *seconds);
     /* n calls of one op in few launches, t[i] the operands of each; NULL, or an op it does not know
      * (MC_EUNSUPPORTED, nothing done): they run one by one. */
     mc_status (*many)(mci_exec *exec, int op, int64_t n, const mci_view *const *const *t,

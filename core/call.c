@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "alloc.h"
 #include "backend_room.h"
@@ -190,7 +191,10 @@ static int sync_each(void) {
 static mc_status settle(const mci_call *c) {
     if (mci_recording || !sync_each()) return MC_OK;
     mc_status status = mc_device_synchronize(c->device);
-    return status == MC_OK ? status : mci_fail(status, "%s: %s", c->name, mc_last_error());
+    size_t n = strlen(c->name);
+    int named = strncmp(mc_last_error(), c->name, n) == 0 && mc_last_error()[n] == ':';
+    return status == MC_OK || named ? status
+                                    : mci_fail(status, "%s: %s", c->name, mc_last_error());
 }
 
 /* Runs the kernel; c->device stands. */

@@ -3,8 +3,8 @@
  *
  * A replay reads and writes the addresses that were recorded. So a graph owns what lies there:
  * storages from before the recording that its ops used (one reference each), a pool for what is
- * allocated meanwhile, and the scratch of its ops. A replay counts as a write to every storage that
- * was written in place.
+ * allocated meanwhile, and the scratch of its ops. A replay counts as a write to every storage of
+ * that pool and every other one that was written in place.
  */
 #include "graph.h"
 
@@ -158,15 +158,19 @@ mc_status mc_graph_replay(mc_graph *g) {
     if (current)
         return mci_fail(MC_EINVAL, "graph: a replay cannot be recorded into another graph");
     mc_status status = mci_backend_of(g->device)->graph_replay(mci_exec_of(g->device), g->recorded);
-    for (int64_t i = 0; status == MC_OK && i < g->capacity; i++)
+    if (status != MC_OK) return status;
+    for (int64_t i = 0; i < g->capacity; i++)
         if (g->uses[i].written) g->uses[i].storage->version++;
-    return status;
+    mci_pool_replayed(g->device, g->pool);
+    return MC_OK;
 }
 
 void mc_graph_free(mc_graph *g) {
     if (!g) return;
     const mci_backend *b = mci_backend_of(g->device);
-    b->synchronize(g->device & 255);
+    /* Not `synchronize`, which would take what the replays found wrong from who asks for it. While
+     * another graph is recorded nothing may wait, and need not: the backend frees it when it can. */
+    if (!current || current->device != g->device) b->stream_synchronize(g->device & 255, NULL);
     b->graph_free(mci_exec_of(g->device), g->recorded);
     drop(g);
 }

@@ -99,6 +99,17 @@ const char *mc_cpu_info(const char *key);
 /* 1: every CPU op runs its plain definition; 0 (default): the fast paths. For tests. */
 void mc_cpu_set_plain(int plain);
 
+/* Where a device's time goes: from begin on each op is timed on the device. end waits for the
+ * device and writes the ops that ran, longest first, to rows[room]; *n is their number. Not while a
+ * graph is recorded; replays are not seen. */
+typedef struct mc_profile_row {
+    const char *op; /* as in error messages */
+    int64_t calls;
+    double seconds;
+} mc_profile_row;
+mc_status mc_profile_begin(int device);
+mc_status mc_profile_end(int device, mc_profile_row *rows, int64_t room, int64_t *n);
+
 /* -- memory ------------------------------------------------------------------------------------ */
 
 typedef struct mc_memory {

@@ -70,7 +70,8 @@ int64_t mc_tensor_storage_id(const mc_tensor *t) {
     return t->storage->id;
 }
 int64_t mc_tensor_version(const mc_tensor *t) {
-    return t->storage->version;
+    const mci_storage *s = t->storage;
+    return s->pool == 0 ? s->version : s->version + mci_pool_replays(s->device, s->pool);
 }
 int mc_tensor_storage_refs(const mc_tensor *t) {
     return t->storage->refs;

@@ -21,9 +21,23 @@ mc_status mcu_check(const char *op, cudaError_t error) {
                     "%s: CUDA: %s (%s)", op, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
+#ifdef MCU_EMULATED
 mc_status mcu_launched(const char *op) {
     return mcu_check(op, cudaGetLastError());
 }
+#else
+static thread_local cudaError_t launch_error;
+
+void mcu_launch_failed(cudaError_t error) {
+    if (launch_error == cudaSuccess) launch_error = error;
+}
+
+mc_status mcu_launched(const char *op) {
+    cudaError_t error = launch_error;
+    launch_error = cudaSuccess;
+    return mcu_check(op, error);
+}
+#endif
 
 mc_status mcu_no_scratch(const char *op, size_t bytes) {
     return mcu_fail(MC_ENOMEM, "%s: no %zu bytes of scratch on the device", op, bytes);

@@ -27,6 +27,12 @@ typedef struct mcu_device {
 mcu_device *mcu_device_of(int ordinal);
 /* Raises what kernels have blamed since the last time, once. */
 mc_status mcu_blamed(mcu_device *device);
+/* profile.cu. timed: 1 while calls are timed; each call then lies between start and stop. */
+extern int mcu_timed;
+void mcu_time_start(mci_exec *exec, int op);
+void mcu_time_stop(mci_exec *exec);
+mc_status mcu_profile_begin(mci_exec *exec);
+mc_status mcu_profile_end(mci_exec *exec, int64_t *calls, double *seconds);
 /* The version text of cuBLASLt; NULL without it (gemm_lt.cu). */
 const char *mcu_blas_version(void);
 

@@ -21,6 +21,9 @@ typedef struct mcu_plain {
 
 mc_status mcu_plain_product(mci_exec *exec, const char *op, const mcu_plain *p);
 
+/* g cut along k where that pays (gemm_split.cu); *taken = 0: it is left to mcu_gemm_run. */
+mc_status mcu_split_product(mci_exec *exec, const char *op, const mcu_gemm *g, int *taken);
+
 /* The plain product that says the same as g. */
 mcu_plain mcu_plain_of(const mcu_gemm *g);
 

@@ -110,6 +110,13 @@ mc_status by_library(mci_exec *exec, const char *op, const mcu_plain *p, mcu_gem
         g->stride_d = p->d_batch[longest];
     }
     mc_status status = MC_OK;
+    if (calls == 1) {
+        g->a = p->a;
+        g->b = p->b;
+        g->d = p->d;
+        status = mcu_split_product(exec, op, g, taken);
+        if (status != MC_OK || *taken) return status;
+    }
     *taken = 1;
     for (int64_t call = 0; call < calls && status == MC_OK && *taken; call++) {
         int64_t a = 0, b = 0, d = 0, rest = call;

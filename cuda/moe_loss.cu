@@ -36,8 +36,14 @@ struct shares {
     static __device__ inline R share(int64_t count, double total) {
         return total > 0 ? (R)((double)count / total) : (R)0;
     }
+    /* Two kinds of loads, so that they stay two: nvcc 13.0 made one load of shared memory of a
+     * choice between shared and device memory, whatever was chosen. */
     __device__ inline R operator[](int64_t e) const {
-        return e < SHARES ? held[e] : share(counts[e], total);
+        if (e < SHARES) return held[e];
+        int64_t at = counts.offset(e);
+        int64_t count = counts.wide ? (int64_t)__ldg((const long long *)counts.data + at)
+                                    : (int64_t)__ldg((const int *)counts.data + at);
+        return share(count, total);
     }
 };
 template <typename R>

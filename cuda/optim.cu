@@ -1,10 +1,12 @@
 /* optim.cu: optimizer steps (formulas and their sources: core/cpu/optim.c), for one tensor or many.
  *
  * Contiguous tensors go through the table of chunks.cuh, one too: so a tensor gets the same bits
- * whatever stands beside it. A thread owns 16 bytes of the parameter at a time (8 elements of a
- * 16-bit one) and the same elements of gradient, moments and master, all of which it loads before
- * it computes: up to 112 bytes in flight a thread, each byte moved once. Sums of products are
- * written as fma, so that every kernel rounds alike. Strided tensors go element by element.
+ * whatever stands beside it. A thread owns as many neighbours as make 16 bytes of the widest
+ * operand, so that a warp's accesses to each operand lie side by side: with 8 bfloat16 and 32 bytes
+ * of their float32 moments a thread, every access of the moments would touch twice as many sectors.
+ * Of a 16-bit parameter beside float32 it takes two such groups. All loads come before the first
+ * sum: up to 112 bytes in flight a thread, each byte moved once. Sums of products are written as
+ * fma, so that every kernel rounds alike. Strided tensors go element by element.
  *
  * The numbers that depend on step, lr and grad_scale, which lie on the device, are computed by each
  * block's first thread in float64; a block takes some 80 chunks of a large model, so this is
@@ -95,40 +97,62 @@ __device__ inline void sgd(R &w, R &b, bool has, R grad, const numbers<R> &k) {
     w = fused(-k.rate, g, w);
 }
 
-/* V elements at p[..] + i. */
-template <int ADAM, int V, typename P, typename G, typename M>
-__device__ inline void step_at(void *const (&p)[OPERANDS], int64_t i,
+/* U times V elements, at p[..] + i and every `step` elements on. */
+template <int ADAM, int V, int U, typename P, typename G, typename M>
+__device__ inline void step_at(void *const (&p)[OPERANDS], int64_t i, int64_t step,
                                const numbers<mcu_real_t<P>> &k) {
     typedef mcu_real_t<P> R;
     P *param = (P *)p[PARAM] + i;
     M *first = (M *)p[FIRST] + i, *second = (M *)p[SECOND] + i;
     R *master = (R *)p[MASTER] + i;
-    R w[V], m[V], v[V], g[V];
+    R w[U][V], m[U][V], v[U][V], g[U][V];
     bool has = ADAM || p[FIRST];
-    mcu_load<V>(g, (const G *)p[GRAD] + i);
-    if (p[MASTER])
-        mcu_load<V>(w, master);
-    else
-        mcu_load<V>(w, param);
-    if (has) mcu_load<V>(m, first);
-    if (ADAM) mcu_load<V>(v, second);
-    for (int j = 0; j < V; j++) {
-        if (ADAM)
-            adam(w[j], m[j], v[j], g[j], k);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        mcu_load<V>(g[u], (const G *)p[GRAD] + i + u * step);
+        if (p[MASTER])
+            mcu_load<V>(w[u], master + u * step);
         else
-            sgd(w[j], m[j], has, g[j], k);
+            mcu_load<V>(w[u], param + u * step);
+        if (has) mcu_load<V>(m[u], first + u * step);
+        if (ADAM) mcu_load<V>(v[u], second + u * step);
     }
-    if (has) mcu_store<V>(first, m);
-    if (ADAM) mcu_store<V>(second, v);
-    if (p[MASTER]) mcu_store<V>(master, w);
-    mcu_store<V>(param, w);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+        for (int j = 0; j < V; j++) {
+            if (ADAM)
+                adam(w[u][j], m[u][j], v[u][j], g[u][j], k);
+            else
+                sgd(w[u][j], m[u][j], has, g[u][j], k);
+        }
+        if (has) mcu_store<V>(first + u * step, m[u]);
+        if (ADAM) mcu_store<V>(second + u * step, v[u]);
+        if (p[MASTER]) mcu_store<V>(master + u * step, w[u]);
+        mcu_store<V>(param + u * step, w[u]);
+    }
+}
+
+/* n elements at p[..] + begin by all threads of the block, V at a time. */
+template <int ADAM, int V, typename P, typename G, typename M>
+__device__ inline void step_chunk(void *const (&p)[OPERANDS], int64_t begin, int n, bool aligned,
+                                  const numbers<mcu_real_t<P>> &k) {
+    enum { N = MCU_CHUNK_THREADS, U = 16 / (V * (int)sizeof(P)) };
+    int whole = aligned ? n / V : 0, i = (int)threadIdx.x;
+    for (; i + (U - 1) * N < whole; i += U * N)
+        step_at<ADAM, V, U, P, G, M>(p, begin + (int64_t)i * V, N * V, k);
+    for (; U > 1 && i < whole; i += N)
+        step_at<ADAM, V, 1, P, G, M>(p, begin + (int64_t)i * V, 0, k);
+    for (i = whole * V + (int)threadIdx.x; i < n; i += N)
+        step_at<ADAM, 1, 1, P, G, M>(p, begin + i, 0, k);
 }
 
 template <int ADAM, typename P, typename G, typename M>
 __global__ void __launch_bounds__(MCU_CHUNK_THREADS)
     step_kernel(mcu_chunks<OPERANDS> table, settings s) {
     typedef mcu_real_t<P> R;
-    constexpr int V = 16 / (int)sizeof(P);
+    constexpr int gm = (int)(sizeof(G) > sizeof(M) ? sizeof(G) : sizeof(M));
+    constexpr int pgm = gm > (int)sizeof(P) ? gm : (int)sizeof(P);
+    constexpr int V = 16 / pgm, beside_master = 16 / (int)sizeof(R);
     __shared__ numbers<R> common[1];
     if (threadIdx.x == 0) common[0] = numbers_of<ADAM, R>(s);
     __syncthreads();
@@ -146,11 +170,10 @@ __global__ void __launch_bounds__(MCU_CHUNK_THREADS)
             p[i] = table.at[i][tensor];
             bits |= (uintptr_t)p[i];
         }
-        int whole = bits % 16 == 0 ? n / V : 0;
-        for (int i = (int)threadIdx.x; i < whole; i += MCU_CHUNK_THREADS)
-            step_at<ADAM, V, P, G, M>(p, begin + (int64_t)i * V, k);
-        for (int i = whole * V + (int)threadIdx.x; i < n; i += MCU_CHUNK_THREADS)
-            step_at<ADAM, 1, P, G, M>(p, begin + i, k);
+        if (V == beside_master || p[MASTER])
+            step_chunk<ADAM, beside_master, P, G, M>(p, begin, n, bits % 16 == 0, k);
+        else
+            step_chunk<ADAM, V, P, G, M>(p, begin, n, bits % 16 == 0, k);
     }
 }
 
@@ -177,7 +200,7 @@ __global__ void step_walk_kernel(mcu_walk<OPERANDS> walk, pointers base, setting
         p[SECOND] = base.at[SECOND] ? (M *)base.at[SECOND] + at[SECOND] : nullptr;
         p[MASTER] = base.at[MASTER] ? (R *)base.at[MASTER] + at[MASTER] : nullptr;
         p[GRAD] = (G *)base.at[GRAD] + at[GRAD];
-        step_at<ADAM, 1, P, G, M>(p, 0, k);
+        step_at<ADAM, 1, 1, P, G, M>(p, 0, 0, k);
     }
 }
 

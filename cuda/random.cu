@@ -5,7 +5,8 @@
  * graph goes on with fresh numbers. Integers and uniforms are the CPU's bits: products and sums are
  * not fused. Normals are made in float64 and rounded once, so they differ from the CPU's by a last
  * bit at most; float32 functions would spend the promised 2 ulp on the logarithm and the cosine.
- * dropout compares words with a threshold: x >> 8 times 2^-24 >= p where x >> 8 >= ceil(p 2^24).
+ * dropout compares words with a threshold: x >> 8 times 2^-24 >= p where x >> 8 >= ceil(p 2^24), or
+ * x >= 2^8 ceil(p 2^24), which for p = 1 no word has room for.
  */
 #include "convert.cuh"
 #include "elementwise.cuh"
@@ -14,21 +15,23 @@
 namespace {
 
 enum { THREADS = 256 };
-__host__ __device__ constexpr int groups_of(size_t size) {
-    return size == 2 ? 4 : 2;
-}
 
-/* The device's {seed, offset}. */
-struct generator {
-    int64_t *data;
-    int64_t stride;
+/* The device's {seed, offset}; read once by each thread, before it stores: a store might change it,
+ * as far as the compiler knows. */
+struct numbers {
+    uint64_t seed, offset;
     __device__ void words(int64_t block, uint32_t *c) const {
-        uint64_t seed = (uint64_t)data[0], counter = (uint64_t)data[stride] + (uint64_t)block;
+        uint64_t counter = offset + (uint64_t)block;
         c[0] = (uint32_t)counter;
         c[1] = (uint32_t)(counter >> 32);
         c[2] = c[3] = 0;
         mci_philox(c, (uint32_t)seed, (uint32_t)(seed >> 32));
     }
+};
+struct generator {
+    int64_t *data;
+    int64_t stride;
+    __device__ numbers read() const { return {(uint64_t)data[0], (uint64_t)data[stride]}; }
 };
 
 __global__ void advance_kernel(generator g, int64_t blocks) {
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(THREADS)
     if (block * 4 >= w.n) return;
     uint32_t c[4];
     T x[4];
-    g.words(block, c);
+    g.read().words(block, c);
     make(c, x);
     if (whole && block * 4 + 4 <= w.n) {
         put(out + block * 4, x);
@@ -176,10 +179,12 @@ struct dropout_args {
     uint8_t *keep;
     const T *x;
     generator g;
-    uint32_t threshold;
+    uint32_t threshold; /* of a word; all are dropped where `none` */
+    int none;
     wide_t<T> scale;
-    int whole;
+    int64_t whole;    /* tiles */
     mcu_walk<3> walk; /* y, keep, x */
+    __device__ bool keeps(uint32_t word) const { return word >= threshold && !none; }
 };
 
 template <typename T>
@@ -187,50 +192,75 @@ __device__ inline T drop(T x, bool keep, wide_t<T> scale) {
     return lower<T>(lift(x) * (keep ? scale : (wide_t<T>)0));
 }
 
-/* A thread has GROUPS blocks of four, 256 apart, whose elements are on their way while it makes the
- * words. */
+/* Elements of an item: a block of four, or two of them where that makes 16 bytes. */
+__host__ __device__ constexpr int item_of(size_t size) {
+    return size == 2 ? 8 : 4;
+}
+enum { ITEMS = 2, TILE = ITEMS * THREADS };
+
+template <typename T>
+struct dropout_items {
+    enum { N = item_of(sizeof(T)), V = 16 / (int)sizeof(T) };
+    mcu_vector<T, V> x[ITEMS][N / V];
+    __device__ void read(const T *from, int64_t first) {
+#pragma unroll
+        for (int u = 0; u < ITEMS; u++)
+#pragma unroll
+            for (int j = 0; j < N / V; j++)
+                x[u][j] = *reinterpret_cast<const mcu_vector<T, V> *>(
+                    from + (first + u * THREADS) * N + j * V);
+    }
+};
+
+/* `whole` tiles are arrays of vectors. A thread has ITEMS items of a tile, 256 apart; those of its
+ * next tile are on their way while it makes the words of this one. What is left, or strided, goes a
+ * block of four after the other. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS) dropout_kernel(dropout_args<T> q) {
-    constexpr int V = sizeof(T) == 8 ? 2 : 4, GROUPS = groups_of(sizeof(T));
-    typedef mcu_vector<T, V> vector;
-    int64_t begin = (int64_t)blockIdx.x * (GROUPS * THREADS), first = begin + threadIdx.x;
-    int64_t n = q.walk.n;
-    if (q.whole && (begin + GROUPS * THREADS) * 4 <= n) {
-        vector x[GROUPS][4 / V];
+    typedef dropout_items<T> items;
+    constexpr int N = items::N, V = items::V;
+    typedef mcu_vector<uint32_t, N / 4> bytes;
+    int64_t n = q.walk.n, tile = blockIdx.x;
+    numbers g = q.g.read();
+    items next;
+    if (tile < q.whole) next.read(q.x, tile * TILE + threadIdx.x);
+    for (; tile < q.whole; tile += gridDim.x) {
+        int64_t first = tile * TILE + threadIdx.x;
+        items now = next;
+        if (tile + gridDim.x < q.whole) next.read(q.x, (tile + gridDim.x) * TILE + threadIdx.x);
 #pragma unroll
-        for (int u = 0; u < GROUPS; u++)
+        for (int u = 0; u < ITEMS; u++) {
+            int64_t item = first + u * THREADS;
+            bytes keep;
 #pragma unroll
-            for (int j = 0; j < 4 / V; j++)
-                x[u][j] =
-                    *reinterpret_cast<const vector *>(q.x + (first + u * THREADS) * 4 + j * V);
+            for (int b = 0; b < N / 4; b++) {
+                uint32_t c[4];
+                g.words(item * (N / 4) + b, c);
+                keep.v[b] = 0;
 #pragma unroll
-        for (int u = 0; u < GROUPS; u++) {
-            uint32_t c[4];
-            uint8_t keep[4];
-            T y[4];
-            q.g.words(first + u * THREADS, c);
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                keep[j] = (c[j] >> 8) >= q.threshold;
-                y[j] = drop(x[u][j / V].v[j % V], keep[j], q.scale);
+                for (int j = 0; j < 4; j++) {
+                    T &x = now.x[u][(b * 4 + j) / V].v[(b * 4 + j) % V];
+                    keep.v[b] |= q.keeps(c[j]) ? 1U << 8 * j : 0U;
+                    x = drop(x, q.keeps(c[j]), q.scale);
+                }
             }
-            put(q.y + (first + u * THREADS) * 4, y);
-            put(q.keep + (first + u * THREADS) * 4, keep);
+#pragma unroll
+            for (int j = 0; j < N / V; j++)
+                *reinterpret_cast<mcu_vector<T, V> *>(q.y + item * N + j * V) = now.x[u][j];
+            *reinterpret_cast<bytes *>(q.keep + item * N) = keep;
         }
-        return;
     }
-#pragma unroll 1
-    for (int u = 0; u < GROUPS; u++) {
-        int64_t e = (first + u * THREADS) * 4;
-        if (e >= n) return;
+    int64_t rest = q.whole * TILE * (N / 4), steps = (int64_t)gridDim.x * THREADS;
+    int64_t block = rest + (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    for (; block * 4 < n; block += steps) {
         uint32_t c[4];
-        q.g.words(first + u * THREADS, c);
+        g.words(block, c);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int64_t at[3];
-            if (e + j >= n) return;
-            q.walk.at(e + j, at);
-            bool keep = (c[j] >> 8) >= q.threshold;
+            if (block * 4 + j >= n) return;
+            q.walk.at(block * 4 + j, at);
+            bool keep = q.keeps(c[j]);
             q.y[at[0]] = drop(q.x[at[2]], keep, q.scale);
             q.keep[at[1]] = keep;
         }
@@ -309,12 +339,16 @@ mc_status mcu_dropout(mci_exec *exec, const mci_view *const *t, const void *para
         q.keep = static_cast<uint8_t *>(t[1]->data);
         q.x = static_cast<const T *>(t[3]->data);
         q.g = generator_of(t[2]);
-        q.threshold = (uint32_t)top + ((double)(uint32_t)top < top);
+        uint32_t least = (uint32_t)top + ((double)(uint32_t)top < top); /* of word >> 8 */
+        q.threshold = least << 8;
+        q.none = least >> 24 != 0;
         q.scale = (wide_t<T>)scale_of(p);
-        size_t bytes = sizeof(T) == 8 ? 16 : 4 * sizeof(T);
-        q.whole = q.walk.dense && mcu_aligned(q.y, bytes) && mcu_aligned(q.x, bytes) &&
-                  mcu_aligned(q.keep, 4);
-        MCU_LAUNCH((dropout_kernel<T>), each_blocks(q.walk.n, 4 * groups_of(sizeof(T)) * THREADS),
+        const int N = item_of(sizeof(T));
+        bool vectors =
+            q.walk.dense && mcu_aligned(q.y, 16) && mcu_aligned(q.x, 16) && mcu_aligned(q.keep, N);
+        q.whole = vectors ? q.walk.n / (TILE * N) : 0;
+        int64_t units = q.whole ? q.whole * TILE : (q.walk.n + 3) / 4;
+        MCU_LAUNCH((dropout_kernel<T>), mcu_blocks(exec, units, q.whole ? TILE : THREADS, 4),
                    THREADS, 0, exec, q);
         return advance(exec, "dropout", q.g, q.walk.n);
     });

@@ -19,6 +19,26 @@ static void path(int op, const mci_view *const *t, const void *params, char *tex
         mcu_grouped_path(op, t, params, text, size);
 }
 
+/* What stands in the table: the kernel, between two events while a profile runs. */
+#define MC_OP(name, outputs, inputs, params)                                                      \
+    static mc_status call_##name(mci_exec *exec, const mci_view *const *t, const void *params_) { \
+        if (!mcu_timed) return mcu_##name(exec, t, params_);                                      \
+        mcu_time_start(exec, MCI_OP_##name);                                                      \
+        mc_status status = mcu_##name(exec, t, params_);                                          \
+        mcu_time_stop(exec);                                                                      \
+        return status;                                                                            \
+    }
+#include "ops.def"
+#undef MC_OP
+
+static mc_status many(mci_exec *exec, int op, int64_t n, const mci_view *const *const *t,
+                      const void *params_) {
+    if (mcu_timed) mcu_time_start(exec, op);
+    mc_status status = mcu_many(exec, op, n, t, params_);
+    if (mcu_timed) mcu_time_stop(exec);
+    return status;
+}
+
 extern "C" __attribute__((visibility("default"))) const mci_backend *mascon_backend_cuda(
     const mci_services *services) {
     static mci_backend table;
@@ -33,9 +53,11 @@ extern "C" __attribute__((visibility("default"))) const mci_backend *mascon_back
     if (mcu_driver_missing()) return NULL;
     mcu_fill_device(&table);
     table.path = path;
-    table.many = mcu_many;
+    table.many = many;
+    table.profile_begin = mcu_profile_begin;
+    table.profile_end = mcu_profile_end;
     table.takes_host_splits = 1;
-#define MC_OP(name, outputs, inputs, params) table.kernels[MCI_OP_##name] = mcu_##name;
+#define MC_OP(name, outputs, inputs, params) table.kernels[MCI_OP_##name] = call_##name;
 #include "ops.def"
 #undef MC_OP
     return &table;

@@ -17,7 +17,7 @@ needed=(
 # A release that does not have these is no reason to stop: without oneDNN OpenBLAS serves; one release of clang-format
 # decides, so that with another the style's test is skipped; so are the fuzzers without clang's libFuzzer.
 optional=(libdnnl-dev)
-for_tests=(lua-busted lua-check hdf5-tools libopenblas-dev python3-h5py python3-numpy)
+for_tests=(g++ lua-busted lua-check hdf5-tools libopenblas-dev python3-h5py python3-numpy)
 
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; }
 

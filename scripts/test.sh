@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh              build/, warnings are errors
 #   scripts/test.sh --sanitize   build-sanitize/, under AddressSanitizer and UndefinedBehaviorSanitizer
-#   scripts/test.sh --cuda       the GPU tests, too; where they cannot run they count as skipped
+#   scripts/test.sh --cuda       every spec on the GPU, too; where there is none they count as skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -23,9 +23,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ $cuda = OFF ] || say "no GPU tests exist in this build; they are counted as skipped"
 
 run scripts/setup.sh --test
 say "building in $dir"
-build "$dir" "${options[@]}" -DMASCON_TEST_CUDA=$cuda
+build "$dir" "${options[@]}" -DMASCON_CUDA=AUTO -DMASCON_TEST_CUDA=$cuda
 exec ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$(nproc)"

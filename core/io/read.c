@@ -345,9 +345,12 @@ static mc_status check_parts(const mc_h5_file *f, const mc_h5_stretch *list,
 static mc_status send_plain(const mc_h5_file *f, const mc_h5_stretch *list, mci_extent *extents,
                             int64_t n, mci_stage *stage) {
     mc_status status = MC_OK;
-    mci_extent *parts = malloc((size_t)n * sizeof *parts);
+    /* the parts of a buffer in their order there, and again for those who put them into the file's:
+     * one dataset may be wanted twice */
+    mci_extent *parts = malloc(2 * (size_t)n * sizeof *parts), *reads;
     if (!parts)
         return mci_fail(MC_ENOMEM, "%s: no memory to list %lld reads", f->path, (long long)n);
+    reads = parts + n;
     mci_extents_sort(extents, n);
     for (progress p = {0, 0}; p.at < n && status == MC_OK;) {
         progress from = p;
@@ -355,7 +358,8 @@ static mc_status send_plain(const mc_h5_file *f, const mc_h5_stretch *list, mci_
         status = mci_stage_next(stage, &buffer);
         if (status != MC_OK) break;
         int64_t count = cut_parts(extents, n, &p, buffer, parts);
-        status = read_extents(f, list, parts, count);
+        memcpy(reads, parts, (size_t)count * sizeof *parts);
+        status = read_extents(f, list, reads, count);
         if (status == MC_OK) status = check_parts(f, list, parts, count);
         if (status == MC_OK)
             status = send_parts(stage, parts, count, &extents[from.at], from.within);

@@ -423,6 +423,11 @@ local function custom_backward(node, grads)
     g[i] = grads[i] or M.zeros_of(node.shapes[i])
   end
   local results = { node.fn.backward(ctx, unpack(g, 1, node.n_out)) }
+  for _, saved in ipairs(node.saved or {}) do -- which the node frees when this returns
+    for i = 1, node.n do
+      if results[i] == saved then results[i] = saved:detach() end
+    end
+  end
   for i, want in pairs(node.wants) do
     local r = results[i]
     if r ~= nil and not (is_tensor(r) and table.concat(r:shape(), ", ") == want) then

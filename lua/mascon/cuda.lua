@@ -12,6 +12,7 @@ local args = require "mascon.args"
 local class = require "mascon.class"
 local lib = require "mascon.lib"
 local memory = require "mascon.memory"
+local random = require "mascon.random"
 local tensor = require "mascon.tensor"
 
 local C, check = lib.C, lib.check
@@ -66,6 +67,37 @@ function M.memory_stats(device)
   }
 end
 
+local PROFILE_ROWS = 256
+local row_count = ffi.new "int64_t[1]"
+
+--- mc.cuda.profile(fn, device): runs fn() and times every op on the device (default "cuda"). Returns a list of
+-- {op =, calls =, seconds =, share =}, longest first, whose tostring is a table to print; replays of graphs are not
+-- seen.
+function M.profile(fn, device)
+  args.callable("profile", fn)
+  local code = device_of("profile", device)
+  local rows = ffi.new("mc_profile_row[?]", PROFILE_ROWS)
+  check(C.mc_profile_begin(code))
+  local ok, err = pcall(fn)
+  local status = C.mc_profile_end(code, rows, PROFILE_ROWS, row_count)
+  if not ok then error(err, 0) end
+  check(status)
+  local list, total = {}, 0
+  for i = 1, tonumber(row_count[0]) do
+    local row = rows[i - 1]
+    list[i] = { op = ffi.string(row.op), calls = tonumber(row.calls), seconds = row.seconds }
+    total = total + row.seconds
+  end
+  for _, row in ipairs(list) do row.share = total > 0 and row.seconds / total or 0 end
+  return setmetatable(list, { __tostring = function()
+    local lines = { ("%-28s %8s %12s %7s"):format("op", "calls", "ms", "share") }
+    for _, row in ipairs(list) do
+      lines[#lines + 1] = ("%-28s %8d %12.3f %6.1f%%"):format(row.op, row.calls, 1e3 * row.seconds, 100 * row.share)
+    end
+    return table.concat(lines, "\n")
+  end })
+end
+
 -- -- graphs ------------------------------------------------------------------------------------------
 
 local Graph = class.class "Graph"
@@ -85,6 +117,7 @@ function M.graph(fn, opts)
   local o = args.options("graph", opts, spec)
   local device = device_of("graph", o.device)
   for _ = 1, o.warmup do fn() end
+  random.generator(device) -- its seed is a value of the host
   memory.collect()
   check(C.mc_graph_begin(device))
   local ok, results = pack(pcall(fn))

@@ -363,6 +363,25 @@ static void loads(void) {
     unlink(packed);
     free(packed);
 
+    TITLE("one dataset comes to several targets, wherever their stretches of it overlap");
+    mc_tensor *again[3];
+    mc_h5_stretch same_set[3];
+    for (int i = 0; i < 3; i++) {
+        int64_t room = mc_tensor_numel(sets[7]) - i;
+        again[i] = mc_tensor_new();
+        CHECK_OK(mc_empty(again[i], MC_BOOL, fake, 1, &room));
+        same_set[i] = (mc_h5_stretch){.first = i, .count = room, .target = again[i]};
+        io_find(f, "/7", &same_set[i].entry);
+    }
+    CHECK_OK(mc_h5_read_many(f, same_set, 3));
+    for (int i = 0; i < 3; i++) {
+        char *back = malloc((size_t)same_set[i].count);
+        CHECK_OK(mc_read(again[i], back, same_set[i].count));
+        CHECK(memcmp(back, (char *)mc_tensor_data(sets[7]) + i, (size_t)same_set[i].count) == 0);
+        free(back);
+        mc_tensor_free(again[i]);
+    }
+
     TITLE("a bool that is none, and a file that is cut off, are found before their copy");
     int fd = open(path, O_WRONLY);
     int64_t at = -1;
@@ -464,14 +483,16 @@ static void saves(void) {
     tell_memory(-1);
 
     TITLE("where the copy lies: on the device if it has the memory to spare, else on the host");
-    mc_tensor *t = counting(1000, 5), *dev = on_device(t);
+    enum { MANY = 12000000 }; /* far more than the core keeps in its cache */
+    mc_tensor *t = counting(MANY, 5), *dev = on_device(t);
     for (int room = 0; room < 2; room++) {
-        mci_source s[] = {{.tensor = dev, .first = 40, .bytes = 400}, {.tensor = t, .bytes = 4000}};
+        mci_source s[] = {{.tensor = dev, .first = 40, .bytes = 4 * MANY - 40},
+                          {.tensor = t, .bytes = 4000}};
         mci_moment *list = NULL;
         void *block = NULL;
         int64_t size = 0;
         int32_t back[100];
-        tell_memory(room ? MIB : 0);
+        tell_memory(room ? 100 * MIB : 0);
         CHECK_OK(mci_moments_take(&list, s, 2, 1));
         CHECK(list && !list->next && (list->copy != NULL) == room && s[0].moment == list);
         CHECK(!s[1].moment);

@@ -119,6 +119,20 @@ describe("matmul on the device", function()
     end
   end)
 
+  it("cuts long sums with few results in parts, adds them in order and rounds once", function()
+    for _, dtype in ipairs(H.floats) do
+      for _, k in ipairs { 1023, 1024, 1031, 4099 } do
+        -- small integers: every order of exact sums gives the same bits
+        local a = mc.randint(-2, 3, { k, 40 }):to(dtype)
+        local b = mc.randint(-2, 3, { k, 24 }):to(dtype)
+        H.compare(function(x, y) return mc.matmul(swapped(x), y) end, { a, b }, { exact = true })
+        H.compare(function(x, y) return mc.matmul(swapped(y), x) end, { a, b }, { exact = true })
+        local x, w = mc.randint(-2, 3, { 9, k }):to(dtype), mc.randint(-2, 3, { 17, k }):to(dtype)
+        H.compare(F.linear, { x, w, mc.randint(-3, 4, { 17 }):to(dtype) }, { exact = true })
+      end
+    end
+  end)
+
   it("repeats to the bit", function()
     for _, dtype in ipairs(H.floats) do
       local a, b = randn(dtype, 130, 257):to(H.device), randn(dtype, 257, 70):to(H.device)

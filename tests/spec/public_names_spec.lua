@@ -25,7 +25,7 @@ local ROOMS = {
     SiLU CausalSelfAttention Router MoE functional]],
   optim = "SGD Adam AdamW clip_grad_norm_ schedule",
   checkpoint = "load_into plan inspect verify diff",
-  cuda = "is_available device_count synchronize info memory_stats graph",
+  cuda = "is_available device_count synchronize info memory_stats graph profile",
   autograd = "Function grad",
   data = "kjv bytes split Windows windows_in_order",
   train = "Logger Progress Checkpoints",

@@ -315,16 +315,22 @@ static int64_t cut_parts(const mci_extent *extents, int64_t n, progress *p, char
     return count;
 }
 
+static int64_t storage_of(const mc_h5_stretch *list, const mci_extent *e) {
+    return mc_tensor_storage_id(list[e->number].target);
+}
+
 /* Begins the copies of parts that have been read. to: the extent of the first, of which the part
- * begins at byte `within`. What is side by side in the buffer and on the device is one copy. */
-static mc_status send_parts(mci_stage *stage, const mci_extent *parts, int64_t n,
-                            const mci_extent *to, int64_t within) {
+ * begins at byte `within`. What is side by side in the buffer and in one storage is one copy; a
+ * copy over the seam of two allocations is refused by CUDA, though their addresses meet. */
+static mc_status send_parts(const mc_h5_stretch *list, mci_stage *stage, const mci_extent *parts,
+                            int64_t n, const mci_extent *to, int64_t within) {
     mc_status status = MC_OK;
     for (int64_t i = 0, next = 0; i < n && status == MC_OK; i = next) {
         char *dst = to[i].dst + (i == 0 ? within : 0);
-        int64_t bytes = parts[i].bytes;
-        for (next = i + 1;
-             next < n && to[next].dst == dst + bytes && parts[next].dst == parts[i].dst + bytes;)
+        int64_t bytes = parts[i].bytes, storage = storage_of(list, &to[i]);
+        for (next = i + 1; next < n && to[next].dst == dst + bytes &&
+                           parts[next].dst == parts[i].dst + bytes &&
+                           storage_of(list, &to[next]) == storage;)
             bytes += parts[next++].bytes;
         status = mci_stage_send(stage, dst, parts[i].dst, bytes);
     }
@@ -362,7 +368,7 @@ static mc_status send_plain(const mc_h5_file *f, const mc_h5_stretch *list, mci_
         status = read_extents(f, list, reads, count);
         if (status == MC_OK) status = check_parts(f, list, parts, count);
         if (status == MC_OK)
-            status = send_parts(stage, parts, count, &extents[from.at], from.within);
+            status = send_parts(list, stage, parts, count, &extents[from.at], from.within);
     }
     free(parts);
     return status;

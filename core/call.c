@@ -193,8 +193,7 @@ static mc_status settle(const mci_call *c) {
     mc_status status = mc_device_synchronize(c->device);
     size_t n = strlen(c->name);
     int named = strncmp(mc_last_error(), c->name, n) == 0 && mc_last_error()[n] == ':';
-    return status == MC_OK || named ? status
-                                    : mci_fail(status, "%s: %s", c->name, mc_last_error());
+    return status == MC_OK || named ? status : mci_fail(status, "%s: %s", c->name, mc_last_error());
 }
 
 /* Runs the kernel; c->device stands. */

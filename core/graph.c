@@ -169,7 +169,8 @@ void mc_graph_free(mc_graph *g) {
     if (!g) return;
     const mci_backend *b = mci_backend_of(g->device);
     /* Not `synchronize`, which would take what the replays found wrong from who asks for it. While
-     * another graph is recorded nothing may wait, and need not: the backend frees it when it can. */
+     * another graph is recorded nothing may wait, and need not: the backend frees it when it can.
+     */
     if (!current || current->device != g->device) b->stream_synchronize(g->device & 255, NULL);
     b->graph_free(mci_exec_of(g->device), g->recorded);
     drop(g);

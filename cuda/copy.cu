@@ -4,7 +4,8 @@
  * divides the contiguous runs, the strides and the addresses of both sides, so that rows, heads and
  * whole arrays move alike; a thread moves up to 4 of them, 256 apart. Axes go in the order of the
  * destination's strides. Where the source is contiguous along another axis than the destination,
- * tiles of 64 x 64 elements are turned in shared memory: both sides see 16 bytes per thread.
+ * tiles of 64 x 64 elements (128 x 128 of 16 bits) are turned in shared memory: both sides see 16
+ * bytes per thread.
  * Conversions between float32 and the 16-bit floats are elementwise ops over vectors; any other
  * pair of dtypes goes element by element with the dtypes looked up at run time.
  */
@@ -225,6 +226,67 @@ __global__ void __launch_bounds__(THREADS) turn_kernel(T *dst, const T *src, tur
     }
 }
 
+/* The same for 16-bit elements in tiles of 128 x 128, for large matrices: a thread's 8 loads are in
+ * flight together and both sides see 256 bytes in a row. A word of the tile holds two columns of
+ * the source, so that the turn takes 4 stores where elements would take 8. Word w of row r lies at
+ * w ^ (r / 8 % 8 * 4): in a bank of its own for each lane of a warp that stores, and for each
+ * quarter of one that loads 16 bytes. Blocks go through bands of 16 tiles' rows: both sides touch
+ * few pages. */
+enum { WIDE = 128, WIDE_WORDS = WIDE / 2, WIDE_EACH = WIDE * WIDE / 8 / THREADS, BAND = 16 };
+
+__global__ void __launch_bounds__(THREADS)
+    turn_wide_kernel(uint16_t *dst, const uint16_t *src, turn q) {
+    typedef mcu_vector<uint32_t, 4> vector;
+    __shared__ __align__(16) uint32_t tile[WIDE * WIDE_WORDS];
+    uint32_t tiles = (uint32_t)(q.row_tiles * q.column_tiles), batch = blockIdx.x / tiles;
+    uint32_t rest = blockIdx.x - batch * tiles, band_tiles = (uint32_t)q.column_tiles * BAND;
+    uint32_t band = rest / band_tiles, left = (uint32_t)q.row_tiles - band * BAND;
+    uint32_t height = left < BAND ? left : (uint32_t)BAND;
+    rest -= band * band_tiles;
+    uint32_t across = rest / height;
+    int64_t c0 = (int64_t)across * WIDE,
+            r0 = (int64_t)(band * BAND + rest - across * height) * WIDE;
+    int64_t at[2];
+    q.outer.at(batch, at);
+    dst += at[0] + r0 * q.dst_row + c0;
+    src += at[1] + c0 * q.src_column + r0;
+    int rows = q.rows - r0 < WIDE ? (int)(q.rows - r0) : WIDE;
+    int columns = q.columns - c0 < WIDE ? (int)(q.columns - c0) : WIDE;
+    /* steps: the two halves of the rows for the first half of the columns, then for the second */
+    int r_first = (int)threadIdx.x % 8 * 8, pair_first = (int)threadIdx.x / 8;
+    vector x[WIDE_EACH / 2][2];
+#pragma unroll
+    for (int k = 0; k < WIDE_EACH / 2; k++)
+#pragma unroll
+        for (int b = 0; b < 2; b++) {
+            int r = r_first + k % 2 * 64, c = (pair_first + k / 2 * 32) * 2 + b;
+            if (c < columns && r < rows)
+                x[k][b] = *reinterpret_cast<const vector *>(src + c * q.src_column + r);
+        }
+#pragma unroll
+    for (int k = 0; k < WIDE_EACH / 2; k++) {
+        int r = r_first + k % 2 * 64, pair = pair_first + k / 2 * 32;
+        if (r >= rows || pair * 2 >= columns) continue;
+        uint32_t *to = tile + r * WIDE_WORDS + (pair ^ (r / 8 % 8 * 4));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint32_t a = x[k][0].v[j], b = x[k][1].v[j];
+            to[2 * j * WIDE_WORDS] = __byte_perm(a, b, 0x5410);
+            to[(2 * j + 1) * WIDE_WORDS] = __byte_perm(a, b, 0x7632);
+        }
+    }
+    __syncthreads();
+    int c = (int)threadIdx.x % 16 * 8;
+#pragma unroll
+    for (int k = 0; k < WIDE_EACH; k++) {
+        int r = k * 16 + (int)threadIdx.x / 16;
+        if (r < rows && c < columns)
+            *reinterpret_cast<vector *>(dst + r * q.dst_row + c) =
+                *reinterpret_cast<const vector *>(tile + r * WIDE_WORDS +
+                                                  ((c / 2) ^ (r / 8 % 8 * 4)));
+    }
+}
+
 template <typename T>
 mc_status run_turn(mci_exec *exec, const mci_view *const *v, const mcu_walk<2> &w, int other) {
     constexpr int V = 16 / (int)sizeof(T);
@@ -250,8 +312,18 @@ mc_status run_turn(mci_exec *exec, const mci_view *const *v, const mcu_walk<2> &
     }
     T *dst = static_cast<T *>(v[0]->data);
     const T *src = static_cast<const T *>(v[1]->data);
+    bool vectors = all % V == 0 && mcu_aligned(dst, 16) && mcu_aligned(src, 16);
+    if constexpr (sizeof(T) == 2) {
+        if (vectors && q.rows > SIDE && q.columns > SIDE) {
+            q.row_tiles = (q.rows + WIDE - 1) / WIDE;
+            q.column_tiles = (q.columns + WIDE - 1) / WIDE;
+            MCU_LAUNCH(turn_wide_kernel, (unsigned)(q.row_tiles * q.column_tiles * q.outer.n),
+                       THREADS, 0, exec, dst, src, q);
+            return mcu_launched("copy");
+        }
+    }
     unsigned blocks = (unsigned)(q.row_tiles * q.column_tiles * q.outer.n);
-    if (all % V == 0 && mcu_aligned(dst, 16) && mcu_aligned(src, 16))
+    if (vectors)
         MCU_LAUNCH((turn_kernel<T, V>), blocks, THREADS, 0, exec, dst, src, q);
     else
         MCU_LAUNCH((turn_kernel<T, 1>), blocks, THREADS, 0, exec, dst, src, q);

@@ -97,6 +97,7 @@ static mc_status device_count(int *count) {
 }
 
 static cudaError_t make_ready(mcu_device *d, int ordinal) {
+    mcu_relaxed scope; /* another device may be recording */
     cudaDeviceProp properties;
     cudaError_t e = cudaGetDeviceProperties(&properties, ordinal);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
@@ -171,28 +172,11 @@ static const char *info(int ordinal, const char *key) {
 /* -- memory
  * ------------------------------------------------------------------------------------------ */
 
-/* A capture on this thread forbids cudaMalloc unless it is told that this one is meant. */
-static cudaError_t in_relaxed_mode(cudaError_t (*call)(void **, size_t), void **p, size_t bytes) {
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    cudaThreadExchangeStreamCaptureMode(&mode);
-    cudaError_t error = call(p, bytes);
-    cudaThreadExchangeStreamCaptureMode(&mode);
-    return error;
-}
-
-static cudaError_t device_malloc(void **p, size_t bytes) {
-    return cudaMalloc(p, bytes);
-}
-
-static cudaError_t device_free(void **p, size_t bytes) {
-    (void)bytes;
-    return cudaFree(*p);
-}
-
 static mc_status alloc(mci_exec *exec, size_t bytes, void **out) {
     *out = NULL;
     if (!mcu_device_of(exec->ordinal)) return MC_EDEVICE;
-    cudaError_t error = in_relaxed_mode(device_malloc, out, bytes);
+    mcu_relaxed scope;
+    cudaError_t error = cudaMalloc(out, bytes);
     if (error == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         return MC_ENOMEM; /* the core has the words */
@@ -200,8 +184,9 @@ static mc_status alloc(mci_exec *exec, size_t bytes, void **out) {
     return mcu_check("alloc", error);
 }
 
-static void free_block(mci_exec *exec, void *data, size_t bytes) {
-    if (mcu_device_of(exec->ordinal)) in_relaxed_mode(device_free, &data, bytes);
+static void free_block(mci_exec *exec, void *data, size_t) {
+    mcu_relaxed scope;
+    if (mcu_device_of(exec->ordinal)) cudaFree(data);
 }
 
 static mc_status memory(int ordinal, int64_t *free_bytes, int64_t *total_bytes) {
@@ -216,10 +201,12 @@ static mc_status memory(int ordinal, int64_t *free_bytes, int64_t *total_bytes) 
 static mc_status pinned_alloc(int ordinal, size_t bytes, void **out) {
     *out = NULL;
     if (!mcu_device_of(ordinal)) return MC_EDEVICE;
+    mcu_relaxed scope;
     return mcu_check("pinned_alloc", cudaHostAlloc(out, bytes, cudaHostAllocPortable));
 }
 
 static void pinned_free(int ordinal, void *data) {
+    mcu_relaxed scope;
     if (mcu_device_of(ordinal)) cudaFreeHost(data);
 }
 
@@ -291,6 +278,7 @@ static mc_status synchronize(int ordinal) {
         return mcu_fail(
             MC_EUNSUPPORTED,
             "synchronize: a graph is being recorded; nothing runs until it is replayed");
+    mcu_relaxed scope;
     mc_status status = mcu_check("synchronize", cudaDeviceSynchronize());
     return status == MC_OK ? mcu_blamed(d) : status;
 }

@@ -23,6 +23,13 @@ typedef struct mcu_device {
     char name[256];
 } mcu_device;
 
+/* While it lives, this thread may make and wait for things although it records a graph. */
+struct mcu_relaxed {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    mcu_relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+    ~mcu_relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+};
+
 /* Makes it the thread's current device. NULL with the message set when it cannot be made ready. */
 mcu_device *mcu_device_of(int ordinal);
 /* Raises what kernels have blamed since the last time, once. */

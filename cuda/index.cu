@@ -235,26 +235,36 @@ struct additions {
     int64_t axis_stride, limit, bad, n, windows, columns;
 };
 
-/* Lines are the outer axes of the items: item = line * per_line + j. */
+/* Lines are the outer axes of the items: item = line * per_line + j. A block makes a tile's items.
+ */
 __global__ void __launch_bounds__(THREADS)
-    keys_kernel(sort_item *out, additions p, const __grid_constant__ index_view x, int64_t per_line,
-                int axis) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, at[2];
-    for (; i < p.n; i += (int64_t)gridDim.x * THREADS) {
-        p.items.at(i, at);
-        int64_t value = index_at(x, at[0]), line = p.n == per_line ? 0 : i / per_line, place = i;
-        if (axis >= 0 && (value < 0 || value >= x.limit)) {
-            /* the position in the caller's order of axes */
-            int64_t rest = line, step = 1;
-            place = 0;
-            for (int d = x.ndim - 1; d >= 0; d--) {
-                int64_t k = d == axis ? i - line * per_line : rest % x.shape[d];
-                if (d != axis) rest /= x.shape[d];
-                place += k * step;
-                step *= x.shape[d];
+    keys_kernel(sort_item *out, sort_plan sort, additions p, const __grid_constant__ index_view x,
+                int64_t per_line, int axis) {
+    __shared__ int bins[DIGITS];
+    for (int64_t tile = blockIdx.x; tile < sort.tiles; tile += gridDim.x) {
+        sort_begin(bins);
+        int64_t end = (tile + 1) * sort.tile < p.n ? (tile + 1) * sort.tile : p.n;
+        for (int64_t i = tile * sort.tile + threadIdx.x; i < end; i += THREADS) {
+            int64_t at[2];
+            p.items.at(i, at);
+            int64_t value = index_at(x, at[0]), line = p.n == per_line ? 0 : i / per_line;
+            int64_t place = i;
+            if (axis >= 0 && (value < 0 || value >= x.limit)) {
+                /* the position in the caller's order of axes */
+                int64_t rest = line, step = 1;
+                place = 0;
+                for (int d = x.ndim - 1; d >= 0; d--) {
+                    int64_t k = d == axis ? i - line * per_line : rest % x.shape[d];
+                    if (d != axis) rest /= x.shape[d];
+                    place += k * step;
+                    step *= x.shape[d];
+                }
             }
+            int64_t key = legal(x, place, value) ? line * p.limit + value : p.bad;
+            out[i] = sort_item{key, i};
+            atomicAdd(&bins[sort_digit(key, 0)], 1);
         }
-        out[i] = sort_item{legal(x, place, value) ? line * p.limit + value : p.bad, i};
+        sort_begun(sort, tile, bins);
     }
 }
 
@@ -284,19 +294,26 @@ __global__ void __launch_bounds__(THREADS)
         S sum[V];
 #pragma unroll
         for (int i = 0; i < V; i++) sum[i] = 0;
+        sort_item ahead[BATCH]; /* of the batch to come */
+#pragma unroll
+        for (int k = 0; k < BATCH; k++)
+            ahead[k] = first + k < end ? list[first + k] : sort_item{p.bad, 0};
         for (int64_t i = first; i < end; i += BATCH) {
             int64_t key[BATCH + 1];
             vector w[BATCH], old[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
-                sort_item x = i + k < end ? list[i + k] : sort_item{p.bad, 0};
-                key[k] = x.key;
-                if (x.key == p.bad) continue;
+                key[k] = ahead[k].key;
+                if (key[k] == p.bad) continue;
                 int64_t at[2];
-                p.items.at(x.item, at);
+                p.items.at(ahead[k].item, at);
                 w[k] = *(const vector *)(rows + at[1] + offset[1]);
             }
-            key[BATCH] = i + BATCH < p.n ? list[i + BATCH].key : p.bad;
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) /* the first of the next window too, for its key */
+                ahead[k] =
+                    i + BATCH + k < (k ? end : p.n) ? list[i + BATCH + k] : sort_item{p.bad, 0};
+            key[BATCH] = ahead[0].key;
             /* the targets are read together, before any is written: they differ */
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
@@ -370,16 +387,17 @@ mc_status add_sorted(mci_exec *exec, const char *name, void *table, const void *
     p->columns = p->common.n;
     p->windows = (p->n + WINDOW - 1) / WINDOW;
     p->bad = p->lines.n * p->limit;
-    size_t items = (size_t)p->n * sizeof(sort_item), counts = sort_bytes(p->n);
+    sort_plan sort = sort_plan_of(p->n, p->bad);
+    size_t items = (size_t)p->n * sizeof(sort_item), counts = sort_bytes(sort);
     size_t kept = (size_t)(p->windows * 2 * p->columns) * sizeof(sums);
     size_t bytes = kept + 2 * items + counts;
     char *scratch = (char *)exec->scratch(exec, bytes);
     if (!scratch) return mcu_no_scratch(name, bytes);
     sums *partial = (sums *)scratch;
     sort_item *a = (sort_item *)(scratch + kept), *b = a + p->n;
-    MCU_LAUNCH(keys_kernel, grid_of((p->n + THREADS - 1) / THREADS), THREADS, 0, exec, a, *p, x,
-               per_line, axis);
-    a = sort_items(exec, a, b, (int64_t *)(b + p->n), p->n, p->bad);
+    sort.counts = (unsigned long long *)(b + p->n);
+    MCU_LAUNCH(keys_kernel, sort_blocks(sort), THREADS, 0, exec, a, sort, *p, x, per_line, axis);
+    a = sort_items(exec, a, b, sort);
     int64_t units = p->windows * p->columns;
     MCU_LAUNCH((add_kernel<T, V>), grid_of((units + THREADS - 1) / THREADS), THREADS, 0, exec,
                (T *)table, (const T *)rows, a, *p, partial);

@@ -1,196 +1,21 @@
 /* moe.cu: the way of rows to the experts and back.
  *
- *     moe_sort      stable counting sort of the T * k slots by expert: a block counts the experts
- * of its contiguous slots; a warp per expert sums the blocks' counts; each block then places its
- * slots, warp after warp, lane after lane: the order is the slots' own moe_permute   out[r] =
- * x[slots[r] / k]; moe_unpermute: y[t] = sum_j w[t, j] h[rows[t, j]]
+ *     moe_sort      moe_sort.cuh
+ *     moe_permute   out[r] = x[slots[r] / k]
+ *     moe_unpermute: y[t] = sum_j w[t, j] h[rows[t, j]]
  *
  * Rows move 16 bytes at a time where pointers and strides allow it. bfloat16 and float16 are
  * computed in float32 and rounded once. Whatever the values of ids, rows and slots, nothing outside
  * the operands is touched: an entry out of range is blamed and counts as none.
  */
+#include <cstring>
+
 #include "convert.cuh"
-#include "moe.cuh"
+#include "moe_sort.cuh"
 
 namespace {
 
-enum { MOE_THREADS = 256, MOE_WARPS = MOE_THREADS / 32, MOE_WAVES = 64 };
-
-/* -- sums over a block
- * ------------------------------------------------------------------------------ */
-
-enum : uint64_t { SUM_LIMIT = UINT64_C(1) << 63 };
-
-/* Sums of 2^63 and more stick at 2^63: an addition without order. */
-__device__ inline uint64_t add_up_to_limit(uint64_t a, uint64_t b) {
-    return a >= SUM_LIMIT || b >= SUM_LIMIT - a ? SUM_LIMIT : a + b;
-}
-/* The sum of x over the block's threads up to this one; *total over all. space: MOE_WARPS elements.
- * All MOE_THREADS threads must call it. */
-__device__ inline uint64_t block_scan(uint64_t x, uint64_t *total, uint64_t *space) {
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    for (int d = 1; d < 32; d *= 2) {
-        uint64_t y = __shfl_up_sync(0xFFFFFFFFU, x, d);
-        if (lane >= d) x = add_up_to_limit(x, y);
-    }
-    if (lane == 31) space[warp] = x;
-    __syncthreads();
-    uint64_t before = 0, all = 0;
-    for (int w = 0; w < MOE_WARPS; w++) {
-        if (w < warp) before = add_up_to_limit(before, space[w]);
-        all = add_up_to_limit(all, space[w]);
-    }
-    __syncthreads();
-    *total = all;
-    return add_up_to_limit(before, x);
-}
-
-/* One block: offsets[i] for i = 0 .. groups, MOE_THREADS groups at a time. */
-__global__ void __launch_bounds__(MOE_THREADS)
-    offsets_kernel(moe_indices offsets, moe_indices first_dims, int64_t groups, mcu_guard negative,
-                   mcu_guard overflow) {
-    __shared__ uint64_t space[MOE_WARPS];
-    uint64_t done = 0;
-    if (threadIdx.x == 0) offsets.put(0, 0);
-    for (int64_t first = 0; first < groups; first += MOE_THREADS) {
-        int64_t g = first + threadIdx.x, m = g < groups ? first_dims[g] : 0;
-        if (m < 0) {
-            mcu_blame(negative, g, m);
-            m = 0;
-        }
-        uint64_t total, sum = add_up_to_limit(done, block_scan((uint64_t)m, &total, space));
-        if (g < groups) offsets.put(g + 1, sum < SUM_LIMIT ? (int64_t)sum : INT64_MAX);
-        done = add_up_to_limit(done, total);
-    }
-    if (threadIdx.x == 0 && done >= SUM_LIMIT) mcu_blame(overflow, 0);
-}
-
-/* -- sorting
- * ---------------------------------------------------------------------------------------- */
-
-/* Slots per block: a multiple of MOE_THREADS, for whole warps; blocks beyond the limit get longer.
- */
-enum { SORT_SLOTS = 512, SORT_BLOCKS = 512, SORT_TABLE = 1 << 22, SORT_SHARED = 48 << 10 };
-
-struct sort {
-    moe_indices ids, rows, slots;
-    int64_t *counts, counts_step;
-    int64_t n, experts, width, blocks, chunk; /* n slots, `width` per token, `chunk` per block */
-    int64_t *table;  /* [experts, blocks]: how many of the expert in the block; then, before it */
-    int64_t *totals; /* [experts] */
-    char *local;     /* what a block holds per expert, where shared memory is too small */
-    int bits;        /* of the largest id */
-    mcu_guard guard;
-    __device__ inline int64_t id(int64_t i) const {
-        int64_t e = ids[i];
-        return e >= 0 && e < experts ? e : -1;
-    }
-};
-
-/* table[e, b], by integer additions, whose order does not show. */
-__global__ void __launch_bounds__(MOE_THREADS) count_kernel(sort s, int held) {
-    MCU_SHARED(unsigned, shared);
-    unsigned long long *column = reinterpret_cast<unsigned long long *>(s.table) + blockIdx.x;
-    int64_t first = blockIdx.x * s.chunk, last = first + s.chunk < s.n ? first + s.chunk : s.n;
-    for (int64_t e = threadIdx.x; e < s.experts; e += MOE_THREADS) {
-        if (held)
-            shared[e] = 0;
-        else
-            column[e * s.blocks] = 0;
-    }
-    __syncthreads();
-    for (int64_t i = first + threadIdx.x; i < last; i += MOE_THREADS) {
-        int64_t e = s.ids[i];
-        if (e >= s.experts) mcu_blame(s.guard, i / s.width, i % s.width, e, s.experts - 1);
-        if (e < 0 || e >= s.experts) continue;
-        if (held)
-            atomicAdd(&shared[e], 1U);
-        else
-            atomicAdd(&column[e * s.blocks], 1ULL);
-    }
-    __syncthreads();
-    for (int64_t e = threadIdx.x; held && e < s.experts; e += MOE_THREADS)
-        column[e * s.blocks] = shared[e];
-}
-
-/* A warp per expert: its row of the table becomes the sums before each block. */
-__global__ void __launch_bounds__(MOE_THREADS) sum_kernel(sort s) {
-    int lane = (int)threadIdx.x % 32;
-    int64_t e = (int64_t)blockIdx.x * MOE_WARPS + threadIdx.x / 32;
-    if (e >= s.experts) return; /* whole warps leave */
-    int64_t *row = s.table + e * s.blocks, before = 0;
-    for (int64_t first = 0; first < s.blocks; first += 32) {
-        int64_t b = first + lane, own = b < s.blocks ? row[b] : 0, sum = own;
-        for (int d = 1; d < 32; d *= 2) {
-            int64_t y = __shfl_up_sync(0xFFFFFFFFU, sum, d);
-            if (lane >= d) sum += y;
-        }
-        if (b < s.blocks) row[b] = before + sum - own;
-        before += __shfl_sync(0xFFFFFFFFU, sum, 31);
-    }
-    if (lane == 0) {
-        s.totals[e] = before;
-        s.counts[e * s.counts_step] = before;
-    }
-}
-
-/* Where the block's slots go. A warp owns chunk / MOE_WARPS contiguous slots; next[w, e] counts
- * what warps and steps before have of the expert, starts[e] is where the block's first one goes. */
-__global__ void __launch_bounds__(MOE_THREADS) place_kernel(sort s, int held) {
-    MCU_SHARED(int64_t, shared);
-    __shared__ uint64_t space[MOE_WARPS];
-    int64_t bytes = s.experts * (int64_t)(sizeof(int64_t) + MOE_WARPS * sizeof(unsigned));
-    int64_t *starts = held ? shared : reinterpret_cast<int64_t *>(s.local + blockIdx.x * bytes);
-    unsigned *next = reinterpret_cast<unsigned *>(starts + s.experts);
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    int64_t first = blockIdx.x * s.chunk, last = first + s.chunk < s.n ? first + s.chunk : s.n;
-    int64_t own = first + warp * (s.chunk / MOE_WARPS), end = own + s.chunk / MOE_WARPS;
-    if (end > last) end = last;
-    unsigned *counts = next + warp * s.experts;
-
-    for (int64_t i = threadIdx.x; i < s.experts * MOE_WARPS; i += MOE_THREADS) next[i] = 0;
-    __syncthreads();
-    for (int64_t i = own + lane; i < end; i += 32) {
-        int64_t e = s.id(i);
-        if (e >= 0) atomicAdd(&counts[e], 1U);
-    }
-    __syncthreads();
-    uint64_t routed = 0;
-    for (int64_t from = 0; from < s.experts; from += MOE_THREADS) {
-        int64_t e = from + threadIdx.x;
-        uint64_t total, mine = e < s.experts ? (uint64_t)s.totals[e] : 0;
-        uint64_t sum = block_scan(mine, &total, space);
-        if (e < s.experts) {
-            starts[e] = (int64_t)(routed + sum - mine) + s.table[e * s.blocks + blockIdx.x];
-            unsigned before = 0;
-            for (int w = 0; w < MOE_WARPS; w++) {
-                unsigned count = next[w * s.experts + e];
-                next[w * s.experts + e] = before;
-                before += count;
-            }
-        }
-        routed += total;
-    }
-    __syncthreads();
-
-    for (int64_t step = own; step < end; step += 32) { /* the whole warp, for the ballots */
-        int64_t i = step + lane, e = i < end ? s.id(i) : -1, to = -1;
-        unsigned peers = __ballot_sync(0xFFFFFFFFU, e >= 0);
-        for (int bit = 0; bit < s.bits; bit++) {
-            unsigned set = __ballot_sync(0xFFFFFFFFU, e >= 0 && (e >> bit & 1));
-            peers &= e >= 0 && (e >> bit & 1) ? set : ~set;
-        }
-        int rank = __popc(peers & ((1U << lane) - 1));
-        if (e >= 0) to = starts[e] + counts[e] + rank;
-        __syncwarp();
-        if (e >= 0 && rank == 0) counts[e] += (unsigned)__popc(peers);
-        __syncwarp();
-        if (i < end) s.rows.put(i, to);
-        if (to >= 0) s.slots.put(to, i);
-    }
-    for (int64_t r = first + threadIdx.x; r < last; r += MOE_THREADS)
-        if (r >= (int64_t)routed) s.slots.put(r, -1);
-}
+enum { MOE_WAVES = 64 };
 
 /* -- rows to the experts
  * ---------------------------------------------------------------------------- */
@@ -201,7 +26,14 @@ struct pieces {
     int64_t row, step;
 };
 
-enum { PERMUTE_AT_ONCE = 4 };
+enum {
+    PERMUTE_AT_ONCE = 4,
+#ifdef MCU_EMULATED
+    PERMUTE_CACHED = 1 << 10 /* so that tests see both ways */
+#else
+    PERMUTE_CACHED = 8 << 20 /* bytes of x that stay in the second-level cache beside the output */
+#endif
+};
 
 /* lanes = 2^log threads per row, each of them at PERMUTE_AT_ONCE pieces in flight. */
 template <typename P>
@@ -230,6 +62,68 @@ __global__ void __launch_bounds__(MOE_THREADS)
 #pragma unroll
             for (int u = 0; u < PERMUTE_AT_ONCE; u++)
                 if (c + u * lanes < width) to[(c + u * lanes) * out.step] = v[u];
+        }
+    }
+}
+
+/* In the order of the rows, x would be read k times: the rows of one expert lie together, and those
+ * of a token far apart. So a large x is read in its own order, by the inverse of slots:
+ * places[slot] is a row that has this slot, or anything where no row has. */
+__global__ void __launch_bounds__(MOE_THREADS)
+    places_kernel(int64_t *places, moe_indices slots, int64_t n, mcu_guard guard) {
+    int64_t r = (int64_t)blockIdx.x * MOE_THREADS + threadIdx.x;
+    for (; r < n; r += (int64_t)gridDim.x * MOE_THREADS) {
+        int64_t slot = slots[r];
+        if (slot >= n)
+            mcu_blame(guard, r, slot, n - 1);
+        else if (slot >= 0)
+            places[slot] = r;
+    }
+}
+
+/* A warp per token t. It writes the rows that places has for t's slots; and, from t's share of all
+ * rows, those that it has for none: of slots that stand twice, and of no slot. */
+__global__ void __launch_bounds__(MOE_THREADS)
+    permute_tokens_kernel(pieces out, pieces x, moe_indices slots, const int64_t *places, int64_t n,
+                          int64_t k, int64_t width) {
+    typedef uint4 P;
+    int lane = (int)threadIdx.x % 32;
+    int64_t first = (int64_t)blockIdx.x * MOE_WARPS + threadIdx.x / 32;
+    for (int64_t t = first; t < n / k; t += (int64_t)gridDim.x * MOE_WARPS) {
+        const P *from = static_cast<const P *>(x.data) + t * x.row;
+        for (int64_t base = 0; base < k; base += 32) {
+            int64_t own = t * k + base + lane, r = -1, slot = -1;
+            bool there = base + lane < k;
+            if (there) {
+                r = places[own];
+                slot = slots[own];
+            }
+            bool held = slot >= 0 && slot < n;
+            bool fill = there && !(held && places[held ? slot : 0] == own);
+            if (!(r >= 0 && r < n && slots[r] == own)) r = -1;
+            int last = k - base < 32 ? (int)(k - base) : 32;
+            for (int64_t c = lane; c < width + lane; c += PERMUTE_AT_ONCE * 32) {
+                P v[PERMUTE_AT_ONCE];
+#pragma unroll
+                for (int u = 0; u < PERMUTE_AT_ONCE; u++)
+                    if (c + 32 * u < width) v[u] = from[c + 32 * u];
+                for (int j = 0; j < last; j++) {
+                    int64_t to = __shfl_sync(0xFFFFFFFFU, r, j);
+                    P *row = static_cast<P *>(out.data) + to * out.row;
+#pragma unroll
+                    for (int u = 0; u < PERMUTE_AT_ONCE; u++)
+                        if (to >= 0 && c + 32 * u < width) row[c + 32 * u] = v[u];
+                }
+            }
+            unsigned left = __ballot_sync(0xFFFFFFFFU, fill);
+            for (; left; left &= left - 1) {
+                int j = __ffs((int)left) - 1;
+                int64_t s = __shfl_sync(0xFFFFFFFFU, held ? slot : -1, j), unused;
+                P *row = static_cast<P *>(out.data) + (t * k + base + j) * out.row;
+                const P *source = static_cast<const P *>(x.data) +
+                                  (s < 0 ? 0 : moe_divide(s, k, &unused) * x.row);
+                for (int64_t c = lane; c < width; c += 32) row[c] = s < 0 ? P() : source[c];
+            }
         }
     }
 }
@@ -312,6 +206,17 @@ __device__ void fill_row(const move &m, int64_t r, int64_t slot) {
     }
 }
 
+/* What a register holds of N elements: words. 16-bit elements that outlive a loop's turn are kept
+ * in a register each. */
+template <typename T, int N>
+struct words_of {
+    typedef mcu_vector<uint32_t, (int)sizeof(T) * N / 4> type;
+};
+template <typename T>
+struct words_of<T, 1> {
+    typedef T type;
+};
+
 /* A warp per token t. It owns the dot products of t's slots, and of dh the rows that its slots
  * have, by `slots` and `rows` alike; and, from t's share of all rows, those that no slot has so:
  * zeros, or what `slots` says. DOTS: dweights are asked for. */
@@ -319,76 +224,89 @@ template <typename T, int N, bool DOTS>
 __global__ void __launch_bounds__(MOE_THREADS) unpermute_backward_kernel(move m) {
     typedef mcu_real_t<T> R;
     typedef mcu_vector<T, N> P;
+    typedef typename words_of<T, N>::type words;
     enum { COLUMNS = N > 1 ? 2 : 1 }; /* pieces of each row in flight */
     int lane = (int)threadIdx.x % 32;
     int64_t first = (int64_t)blockIdx.x * MOE_WARPS + threadIdx.x / 32;
     for (int64_t t = first; t < m.tokens; t += (int64_t)gridDim.x * MOE_WARPS) {
         const P *dy = static_cast<const P *>(m.dy.data) + t * m.dy.row;
-        for (int64_t from = 0; from < m.k; from += TERMS) {
-            const P *h[TERMS];
-            P *dh[TERMS];
-            R w[TERMS], dot[TERMS];
-#pragma unroll
-            for (int u = 0; u < TERMS; u++) {
-                int64_t j = from + u, r = j < m.k ? m.row_of(t, j, lane == 0) : -1;
-                h[u] = nullptr;
-                dh[u] = nullptr;
-                w[u] = dot[u] = 0;
-                if (r < 0) continue;
-                w[u] = m.weight<R>(t, j);
-                if (DOTS) h[u] = static_cast<const P *>(m.h.data) + r * m.h.row;
-                if (m.slots[r] == t * m.k + j) dh[u] = static_cast<P *>(m.dh.data) + r * m.dh.row;
+        for (int64_t base = 0; base < m.k; base += 32) {
+            /* a lane has slot t * k + base + lane, and the row of this number */
+            int64_t j = base + lane, own = t * m.k + j, row = -1, slot = -1;
+            bool there = j < m.k;
+            R weight = 0;
+            if (there) {
+                slot = m.slots[own];
+                row = m.row_of(t, j, true);
             }
-            for (int64_t c = lane; c < m.width; c += 32 * COLUMNS) {
-                P y[COLUMNS], x[TERMS][COLUMNS];
+            if (slot >= m.n) {
+                mcu_blame(m.bad_slots, own, slot, m.n - 1);
+                slot = -1;
+            }
+            int64_t slot_of_row = row >= 0 ? m.slots[row] : -1;
+            int64_t row_of_slot = slot >= 0 ? m.rows[slot] : -1;
+            if (row >= 0) weight = m.weight<R>(t, j);
+            int terms = m.k - base < 32 ? (int)(m.k - base) : 32;
+            for (int from = 0; from < terms; from += TERMS) {
+                const P *h[TERMS];
+                P *dh[TERMS];
+                words y[COLUMNS], x[TERMS][COLUMNS];
+                R w[TERMS], dot[TERMS];
 #pragma unroll
-                for (int i = 0; i < COLUMNS; i++) {
-                    if (c + 32 * i < m.width) y[i] = dy[(c + 32 * i) * m.dy.step];
+                for (int u = 0; u < TERMS; u++) {
+                    int64_t r = __shfl_sync(0xFFFFFFFFU, row, from + u);
+                    w[u] = __shfl_sync(0xFFFFFFFFU, weight, from + u);
+                    dot[u] = 0;
+                    h[u] =
+                        DOTS && r >= 0 ? static_cast<const P *>(m.h.data) + r * m.h.row : nullptr;
+                    dh[u] = static_cast<P *>(m.dh.data) + r * m.dh.row;
+                }
+                auto read = [&](int i, int64_t c) {
+                    if (c >= m.width) return;
+                    y[i] = reinterpret_cast<const words *>(dy)[c * m.dy.step];
 #pragma unroll
                     for (int u = 0; u < TERMS; u++)
-                        if (DOTS && h[u] && c + 32 * i < m.width)
-                            x[u][i] = h[u][(c + 32 * i) * m.h.step];
-                }
+                        if (DOTS && h[u])
+                            x[u][i] = reinterpret_cast<const words *>(h[u])[c * m.h.step];
+                };
 #pragma unroll
-                for (int i = 0; i < COLUMNS; i++) {
-                    if (c + 32 * i >= m.width) continue;
+                for (int i = 0; i < COLUMNS; i++) read(i, lane + 32 * i);
+                /* after the first reads, which need not wait for this */
+                unsigned owned = __ballot_sync(0xFFFFFFFFU, row >= 0 && slot_of_row == own);
+                for (int64_t c = lane; c < m.width; c += 32 * COLUMNS) {
 #pragma unroll
-                    for (int u = 0; u < TERMS; u++) {
-                        P z;
+                    for (int i = 0; i < COLUMNS; i++) {
+                        int64_t at = c + 32 * i;
+                        if (at >= m.width) continue;
+                        P g, z, hx;
+                        memcpy(&g, &y[i], sizeof g);
 #pragma unroll
-                        for (int v = 0; v < N; v++) {
-                            R g = mcu_up(y[i].v[v]);
-                            if (DOTS && h[u]) dot[u] += g * mcu_up(x[u][i].v[v]);
-                            z.v[v] = mcu_down<T>(w[u] * g);
+                        for (int u = 0; u < TERMS; u++) {
+                            if (DOTS) memcpy(&hx, &x[u][i], sizeof hx);
+#pragma unroll
+                            for (int v = 0; v < N; v++) {
+                                R e = mcu_up(g.v[v]);
+                                if (DOTS && h[u]) dot[u] += e * mcu_up(hx.v[v]);
+                                z.v[v] = mcu_down<T>(w[u] * e);
+                            }
+                            if (owned >> (from + u) & 1U) dh[u][at * m.dh.step] = z;
                         }
-                        if (dh[u]) dh[u][(c + 32 * i) * m.dh.step] = z;
+                        read(i, at + 32 * COLUMNS);
                     }
                 }
-            }
 #pragma unroll
-            for (int u = 0; u < TERMS; u++) {
-                if (!DOTS || from + u >= m.k) continue;
-                R sum = mcu_warp_sum(dot[u]);
-                int64_t at = t * m.dweights.row + (from + u) * m.dweights.step;
-                if (lane == 0) moe_store(m.dweights.data, m.dweights.dtype, at, sum);
-            }
-        }
-        for (int64_t from = 0; from < m.k; from += 32) {
-            int64_t r = t * m.k + from + lane, slot = -1;
-            bool fill = from + lane < m.k;
-            if (fill) {
-                slot = m.slots[r];
-                if (slot >= m.n) {
-                    mcu_blame(m.bad_slots, r, slot, m.n - 1);
-                    slot = -1;
+                for (int u = 0; u < TERMS; u++) {
+                    if (!DOTS || from + u >= terms) continue;
+                    R sum = mcu_warp_sum(dot[u]);
+                    int64_t at = t * m.dweights.row + (base + from + u) * m.dweights.step;
+                    if (lane == 0) moe_store(m.dweights.data, m.dweights.dtype, at, sum);
                 }
-                fill = slot < 0 || m.rows[slot] != r;
             }
+            bool fill = there && (slot < 0 || row_of_slot != own);
             unsigned left = __ballot_sync(0xFFFFFFFFU, fill);
             for (; left; left &= left - 1) {
-                int from_lane = __ffs((int)left) - 1;
-                fill_row<T, N>(m, t * m.k + from + from_lane,
-                               __shfl_sync(0xFFFFFFFFU, slot, from_lane));
+                int i = __ffs((int)left) - 1;
+                fill_row<T, N>(m, t * m.k + base + i, __shfl_sync(0xFFFFFFFFU, slot, i));
             }
         }
     }
@@ -432,6 +350,20 @@ void permute(mci_exec *exec, const mci_view *const *t, int64_t k, int64_t per, m
     MCU_LAUNCH((permute_kernel<P>), mcu_blocks(exec, n, MOE_THREADS >> log, MOE_WAVES), MOE_THREADS,
                0, exec, pieces_of(t[0], per), pieces_of(t[1], per), moe_indices_of(t[2]), n, k,
                width, log, guard);
+}
+
+mc_status permute_tokens(mci_exec *exec, const mci_view *const *t, int64_t k, int64_t per,
+                         mcu_guard guard) {
+    int64_t n = t[2]->shape[0], width = t[1]->shape[1] / per;
+    size_t bytes = (size_t)n * sizeof(int64_t);
+    int64_t *places = static_cast<int64_t *>(exec->scratch(exec, bytes));
+    if (!places) return mcu_no_scratch("moe_permute", bytes);
+    moe_indices slots = moe_indices_of(t[2]);
+    MCU_LAUNCH((places_kernel), mcu_blocks(exec, n, MOE_THREADS, MOE_WAVES), MOE_THREADS, 0, exec,
+               places, slots, n, guard);
+    MCU_LAUNCH((permute_tokens_kernel), mcu_blocks(exec, n / k, MOE_WARPS, MOE_WAVES), MOE_THREADS,
+               0, exec, pieces_of(t[0], per), pieces_of(t[1], per), slots, places, n, k, width);
+    return mcu_launched("moe_permute");
 }
 
 template <typename T, int N>
@@ -501,7 +433,10 @@ mc_status mcu_moe_permute(mci_exec *exec, const mci_view *const *t, const void *
         exec,
         "moe_permute: slots[%lld] is %lld, legal are 0 to %lld (0-based), or negative for none");
     if (t[2]->shape[0] == 0) return MC_OK;
-    if (moves_by_16(t[0], size) && moves_by_16(t[1], size))
+    bool by_16 = moves_by_16(t[0], size) && moves_by_16(t[1], size);
+    if (by_16 && k > 1 && mci_numel(t[1]) * size > PERMUTE_CACHED)
+        return permute_tokens(exec, t, k, 16 / size, guard);
+    if (by_16)
         permute<uint4>(exec, t, k, 16 / size, guard);
     else if (size == 8)
         permute<uint64_t>(exec, t, k, 1, guard);

@@ -108,6 +108,15 @@ local function pack(ok, ...)
   return ok, { n = select("#", ...), ... }
 end
 
+-- As pcall(fn), but a function that yields is given up: what others did until it goes on would be recorded.
+local function run(fn)
+  if not coroutine.running() then return pack(pcall(fn)) end
+  local co = coroutine.create(function() return fn() end)
+  local ok, results = pack(coroutine.resume(co))
+  if coroutine.status(co) == "dead" then return ok, results end
+  return false, { args.user_line() .. ": graph: the function yields while it is recorded" }
+end
+
 --- mc.cuda.graph(fn, {warmup = 0, device = "cuda"}): records the device's work of one call fn() without running it;
 -- g:replay() then runs all of it for the cost of one launch. fn is first called `warmup` times for real: an optimizer
 -- must have made its state before it is recorded. What fn returns is g.outputs, filled by each replay. fn may not read
@@ -120,7 +129,7 @@ function M.graph(fn, opts)
   random.generator(device) -- its seed is a value of the host
   memory.collect()
   check(C.mc_graph_begin(device))
-  local ok, results = pack(pcall(fn))
+  local ok, results = run(fn)
   if not ok then
     C.mc_graph_abort(device)
     error(results[1], 0)

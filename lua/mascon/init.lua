@@ -4,6 +4,8 @@
 --     local x = mc.randn(4, 3, {requires_grad = true})
 --     (x * x):sum():backward()
 --     print(x.grad)
+--
+-- On a GPU: the same after mc.set_default_device "cuda"; what only a GPU has is in mc.cuda.
 local lib = require "mascon.lib"
 local args = require "mascon.args"
 local memory = require "mascon.memory"
@@ -33,7 +35,8 @@ export(memory, "scope keep")
 mc.no_grad = autograd.public_no_grad
 mc.autograd = { Function = autograd.Function, grad = require("mascon.gradient").grad }
 
---- mc.memory_stats(): bytes live, at the peak, cached; number of storages and handles.
+--- mc.memory_stats(): bytes live, at the peak, cached; number of storages and handles. Of the CPU and all devices
+-- together: mc.cuda.memory_stats() tells of one GPU.
 mc.memory_stats = memory.stats
 --- mc.collect_garbage(): a full collection; gives the memory of dead tensors back.
 mc.collect_garbage = memory.collect
@@ -46,6 +49,8 @@ function mc.set_num_threads(n)
   lib.check(C.mc_set_num_threads(n))
 end
 
+--- mc.set_default_device("cuda"): tensors and modules that are made, and tensors that are loaded, are on this device
+-- from now on unless they name one; nil: "cpu" again.
 mc.set_default_device, mc.get_default_device = tensor.set_default_device, tensor.get_default_device
 --- mc.allow_tf32(true): GPUs may round float32 operands of matrix products to tf32, which is faster; false is the
 -- default. Returns what was set before.

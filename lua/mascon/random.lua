@@ -42,7 +42,11 @@ M.generator = generator
 
 --- Seeds the generators of all devices. n: an integer of 0 or more.
 function M.manual_seed(n)
-  default_seed = args.integer("manual_seed", n, 0)
+  args.integer("manual_seed", n, 0)
+  if C.mc_graph_recording() ~= 0 then
+    raise("manual_seed: a graph is being recorded, and its replays would not do this; seed before it")
+  end
+  default_seed = n
   for _, device in ipairs(devices) do
     set_state(generators[device], n, 0)
   end

@@ -163,11 +163,23 @@ describe("mascon doctor", function()
   it("prints a line a fact and finds no problem in a good build", function()
     local status, out = run(mascon .. " doctor")
     for _, what in ipairs{ "LuaJIT", "gc64", "Lua libraries", "library", "CPU", "threads",
-      "matrix products", "HDF5 files", "CUDA", "arithmetic" } do
+      "matrix products", "HDF5 files", "CUDA", "CUDA self%-test", "arithmetic" } do
       assert.matches(what, out)
     end
     assert.is_nil(out:find("PROBLEM"), out)
     assert.equal(0, status)
+  end)
+
+  it("tells what the GPU is and tries it, or says why there is none", function()
+    local _, out = run(mascon .. " doctor")
+    if require("mascon").cuda.is_available() then
+      assert.matches("ok +CUDA +[^\n]+, capability %d+%.%d, [^\n]+ GiB of which [^\n]+ driver for CUDA %d+%.%d, "
+        .. "runtime %d+%.%d; products by [^\n]+; attention by ", out)
+      assert.matches("ok +CUDA self%-test +%d+ results are the CPU's, a graph replays, a copy moves %d+ GB/s", out)
+    else
+      assert.matches("none +CUDA +device cuda: ", out)
+      assert.matches("none +CUDA self%-test +no GPU", out)
+    end
   end)
 
   it("says what is missing, and status 1, where there is no build", function()

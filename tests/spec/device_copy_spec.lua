@@ -126,7 +126,7 @@ describe("copy on a device", function()
     local function turned(b) return b:transpose(1, 2) end
     for dtype in pairs(SIZES) do
       for _, shape in ipairs { { 1, 9 }, { 8, 8 }, { 7, 64 }, { 63, 65 }, { 64, 64 }, { 128, 64 }, { 80, 144 },
-        { 65, 9 }, { 200, 66 } } do
+        { 65, 9 }, { 200, 66 }, { 72, 72 }, { 136, 256 }, { 264, 120 } } do
         local x = bits(dtype, shape)
         local what = ("%s %d x %d"):format(dtype, shape[1], shape[2])
         H.compare(copied(), { H.view(x, turned) }, { exact = true, what = what })
@@ -141,6 +141,8 @@ describe("copy on a device", function()
       H.compare(copied(), { H.view(bits(dtype, { 5, 80, 96 }), function(b) return b:transpose(2, 3) end) },
         { exact = true, what = dtype .. " batched" })
     end
+    local tall = bits("bfloat16", { 2, 144, 17 * 128 + 8 }) -- more tiles than a band has
+    H.compare(copied(), { H.view(tall, function(b) return b:transpose(2, 3) end) }, { exact = true, what = "bands" })
   end)
 
   it("spreads a broadcast source", function()

@@ -102,6 +102,15 @@ describe("index_add on a device", function()
     H.compare(index_add(1), { mc.zeros { 70000 }, mc.ones { 5000 }, ids(70000, { 5000 }) }, { exact = true })
   end)
 
+  it("sorts any number of items, few and many", function()
+    for _, n in ipairs { 1, 255, 256, 257, 512, 768, 769, 1025, 1536, 1537, 3000 } do
+      for _, targets in ipairs { 1, 200, 300, 70000 } do
+        H.compare(index_add(1), { mc.zeros { targets }, numbers("float32", n), ids(targets, { n }) },
+          { exact = true, what = ("%d of %d"):format(n, targets) })
+      end
+    end
+  end)
+
   it("adds in float32 and rounds 16-bit sums once", function()
     local da, dout = mc.ones({ 2, 8 }, { dtype = "bfloat16" }), mc.full({ 256, 8 }, 2 ^ -8, { dtype = "bfloat16" })
     local got = index_add(1)(da:to(H.device), dout:to(H.device), mc.zeros({ 256 }, { dtype = "int32" }):to(H.device))

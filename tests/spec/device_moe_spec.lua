@@ -315,6 +315,22 @@ describe("the moves of rows on the device", function()
     H.compare(permute(3), { mc.zeros(0, 40), i64 {}:view(0) })
   end)
 
+  it("permutes a large x whatever slots there are: all, none, some twice, many of a token", function()
+    for _, dtype in ipairs { "float32", "bfloat16" } do
+      for _, case in ipairs { { 90, 2, 64 }, { 30, 3, 1032 }, { 5, 40, 256 }, { 2, 33, 512 } } do
+        local tokens, k, d = unpack(case)
+        local x, n = mc.randn({ tokens, d }):to(dtype), tokens * k
+        local what = ("%s [%d, %d], k %d"):format(dtype, tokens, d, k)
+        local _, _, slots = routed(tokens, k)
+        for _, list in ipairs { slots, mc.full({ n }, -1, { dtype = "int64" }), mc.full({ n }, 7, { dtype = "int32" }),
+          some_ids(1, n, n, -n)[1] } do
+          H.compare(permute(k), { x, list }, { exact = true, what = what })
+          H.compare(permute(k), { apart(x), spread(list) }, { exact = true, what = what })
+        end
+      end
+    end
+  end)
+
   it("brings rows back in every dtype, weighted in either dtype or not", function()
     for i, dtype in ipairs(H.floats) do
       for j, d in ipairs(WIDTHS) do
@@ -371,7 +387,7 @@ describe("the moves of rows on the device", function()
   end)
 
   it("blames rows and slots beyond the last and stays within bounds", function()
-    for _, d in ipairs { 0, 3, 64 } do
+    for _, d in ipairs { 0, 3, 64, 512 } do
       local x, h, w = mc.randn(2, d), mc.randn(4, d), mc.randn(2, 2)
       local rows, slots = i64 { { 0, 1 }, { 2, 3 } }, i64 { 0, 1, 2, 3 }
       local bad_rows, bad_slots = i64 { { 0, 1 }, { 2 ^ 40, 3 } }, i64 { 0, 4, 2, -7 }

@@ -159,6 +159,8 @@ describe("dropout on a device", function()
         both(STATES[2], dropped(x, p), helper.same)
       end
     end
+    local many = mc.randn(100003, { dtype = "bfloat16" }) -- a block takes several tiles
+    for _, p in ipairs { 0, 0.3, 1 } do both(STATES[1], dropped(many, p), helper.same) end
   end)
 
   it("takes views", function()

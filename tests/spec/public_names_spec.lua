@@ -27,7 +27,7 @@ local ROOMS = {
   checkpoint = "load_into plan inspect verify diff",
   cuda = "is_available device_count synchronize info memory_stats graph profile",
   autograd = "Function grad",
-  data = "kjv bytes split Windows windows_in_order",
+  data = "kjv bytes split Windows windows_in_order bpe text DeviceWindows",
   train = "Logger Progress Checkpoints",
 }
 local MODULE_METHODS = [[

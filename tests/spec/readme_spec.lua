@@ -1,5 +1,7 @@
--- Runs every Lua snippet of the README, as a user would: in a process of its own, in an empty folder.
+-- Runs every Lua snippet of the README, as a user would: in a process of its own, in an empty folder. Those marked
+-- `lua gpu` need a GPU, or the emulated one: CTest's cuda.readme and cuda_emulated.readme have them.
 local lfs = require "lfs"
+local gpu = require("mascon").cuda.is_available()
 
 local function read(path)
   local f = assert(io.open(path))
@@ -12,10 +14,11 @@ describe("the README", function()
   local root = lfs.currentdir()
   local text = read(root .. "/README.md")
   local n = 0
-  for code in text:gmatch "```lua\n(.-)```" do
+  for mark, code in text:gmatch "```lua ?(%a*)\n(.-)```" do
     n = n + 1
-    local first = code:match "[^\n]+"
-    it(("has a snippet %d that runs as it stands: %s"):format(n, first), function()
+    local run = (mark ~= "gpu" or gpu) and it or function() end
+    run(("has a snippet %d that runs as it stands"):format(n), function()
+      assert.is_true(mark == "" or mark == "gpu", "a snippet marked " .. mark)
       local folder = os.tmpname()
       os.remove(folder)
       assert(lfs.mkdir(folder))

@@ -6,7 +6,10 @@ local tensor = require "mascon.tensor"
 local windows = require "mascon.data.windows"
 
 local M = {
+  bpe = require "mascon.data.bpe",
+  DeviceWindows = require "mascon.data.device_windows",
   kjv = require("mascon.data.kjv").kjv,
+  text = require "mascon.data.text",
   Windows = windows.Windows,
   windows_in_order = windows.windows_in_order,
 }

@@ -25,11 +25,13 @@ struct mc_graph {
     mci_held scratch;
     use *uses;
     int64_t n, capacity;
-    int complete; /* 0: a use could not be noted, memory was short */
+    int complete;   /* 0: a use could not be noted, memory was short */
+    mc_graph *next; /* of those that wait to be freed */
 };
 
 int mci_recording;
 static mc_graph *current; /* one at a time: ops come from one thread */
+static mc_graph *waiting; /* freed while another was recorded, which a backend does not bear */
 
 mc_status mci_graph_forbids(int device, const char *what) {
     if (!current || current->device != device) return MC_OK;
@@ -120,13 +122,36 @@ mc_status mc_graph_begin(int device) {
     return status;
 }
 
-/* Nothing is recorded any more; `current` keeps what was. */
+static void free_now(mc_graph *g) {
+    const mci_backend *b = mci_backend_of(g->device);
+    /* Not `synchronize`, which would take what the replays found wrong from who asks for it. */
+    b->stream_synchronize(g->device & 255, NULL);
+    b->graph_free(mci_exec_of(g->device), g->recorded);
+    drop(g);
+}
+
+void mc_graph_free(mc_graph *g) {
+    if (!g) return;
+    if (current) {
+        g->next = waiting;
+        waiting = g;
+    } else {
+        free_now(g);
+    }
+}
+
+/* Nothing is recorded any more, in the backend too; returns what was. */
 static mc_graph *stop(void) {
     mc_graph *g = current;
     mci_scratch_end(g->device);
     mci_pool_close(g->device);
     current = NULL;
     mci_recording = 0;
+    while (waiting) {
+        mc_graph *next = waiting->next;
+        free_now(waiting);
+        waiting = next;
+    }
     return g;
 }
 
@@ -163,15 +188,4 @@ mc_status mc_graph_replay(mc_graph *g) {
         if (g->uses[i].written) g->uses[i].storage->version++;
     mci_pool_replayed(g->device, g->pool);
     return MC_OK;
-}
-
-void mc_graph_free(mc_graph *g) {
-    if (!g) return;
-    const mci_backend *b = mci_backend_of(g->device);
-    /* Not `synchronize`, which would take what the replays found wrong from who asks for it. While
-     * another graph is recorded nothing may wait, and need not: the backend frees it when it can.
-     */
-    if (!current || current->device != g->device) b->stream_synchronize(g->device & 255, NULL);
-    b->graph_free(mci_exec_of(g->device), g->recorded);
-    drop(g);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "graph.h"
 #include "cpu/host.h"
 #include "plugin.h"
 #include "status.h"
@@ -198,6 +199,8 @@ mc_status mc_profile_begin(int device) {
     const mci_backend *b = mci_backend_of(device);
     if (!b->profile_begin)
         return mci_fail(MC_EUNSUPPORTED, "profile: %s has no clocks of its own", b->name);
+    status = mci_graph_forbids(device, "profile");
+    if (status != MC_OK) return status;
     return b->profile_begin(mci_exec_of(device));
 }
 

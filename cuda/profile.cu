@@ -73,10 +73,12 @@ mc_status mcu_profile_end(mci_exec *exec, int64_t *calls, double *seconds) {
     if (!mcu_timed) return mcu_fail(MC_EINVAL, "profile: none is running");
     mcu_timed = 0;
     if (!mcu_device_of(exec->ordinal)) return MC_EDEVICE;
-    mc_status status = mcu_check("profile", cudaDeviceSynchronize());
+    mc_status status = MC_OK;
     for (int64_t i = 0; i < used && status == MC_OK; i++) {
         float ms = 0;
-        status = mcu_check("profile", cudaEventElapsedTime(&ms, spans[i].start, spans[i].stop));
+        status = mcu_check("profile", cudaEventSynchronize(spans[i].stop));
+        if (status == MC_OK)
+            status = mcu_check("profile", cudaEventElapsedTime(&ms, spans[i].start, spans[i].stop));
         calls[spans[i].op]++;
         seconds[spans[i].op] += ms * 1e-3;
     }

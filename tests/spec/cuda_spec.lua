@@ -204,6 +204,7 @@ describe("mc.cuda.profile", function()
 
   it("raises what the function raises, and ends", function()
     raises("my own error", mc.cuda.profile, function() error "my own error" end)
+    raises("profile: a graph is being recorded", mc.cuda.graph, function() mc.cuda.profile(function() end) end)
     assert.equal(1, #mc.cuda.profile(function() mc.zeros(3) end))
   end)
 end)

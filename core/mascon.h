@@ -148,7 +148,8 @@ mc_status mc_graph_end(mc_graph **out, int device);
 int mc_graph_recording(void);    /* 1 while one is recorded */
 void mc_graph_abort(int device); /* ends without a graph; nothing has run */
 mc_status mc_graph_replay(mc_graph *g);
-void mc_graph_free(mc_graph *g); /* waits for its replays; NULL is fine. While one is recorded: later */
+/* Waits for its replays; while another graph is recorded, for the end of that. NULL is fine. */
+void mc_graph_free(mc_graph *g);
 
 /* -- tensors ----------------------------------------------------------------------------------- */
 
